@@ -1,0 +1,24 @@
+//! The kernels of aolab: slices and shapes in, numbers out.
+//!
+//! This crate knows nothing of tensors, models or files. A kernel takes a [`Cpu`] (which instruction
+//! set, which threads), slices and shapes; it checks the shapes at its door, once, and says what it
+//! moved and computed ([`Cost`]).
+//!
+//! # How to add a kernel
+//!
+//! One folder per operation. `mod.rs` opens with five facts (formula, shapes, layout, error, source) and
+//! holds, in this order: the public function with one visible `match cpu.isa()`, `cost()`, `kernel_name()`,
+//! the scalar oracle, and `SHAPES`, which tests and benches share. `x86.rs` holds the AVX2 and
+//! AVX-512 bodies, `aarch64.rs` the NEON one. Then one line below and one in `benches/kernels.rs`.
+//!
+//! Every instruction set this machine has is tested by name against the scalar oracle, and the oracle
+//! against the formula in f64, over `SHAPES`, with outputs filled with NaN before the call.
+
+mod cost;
+pub mod isa;
+pub mod mmap;
+pub mod parallel;
+
+pub use cost::Cost;
+pub use isa::{Cpu, Isa};
+pub use parallel::Threads;

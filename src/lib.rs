@@ -1,0 +1,2 @@
+//! aolab
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! The `aolab` program.
+#![forbid(unsafe_code)]
+fn main() {}
