@@ -18,7 +18,9 @@ mod cost;
 pub mod isa;
 pub mod mmap;
 pub mod parallel;
+mod shape;
 
 pub use cost::Cost;
 pub use isa::{Cpu, Isa};
 pub use parallel::Threads;
+pub use shape::Shape;

@@ -21,7 +21,8 @@ impl Threads {
     /// A team of `count` threads (at least one). If the system refuses threads, the caller's remains.
     pub fn new(count: usize) -> Threads {
         let count = count.max(1);
-        let build = || rayon::ThreadPoolBuilder::new().num_threads(count).build().ok().map(Arc::new);
+        let build =
+            || rayon::ThreadPoolBuilder::new().num_threads(count).build().ok().map(Arc::new);
         let pool = if count > 1 { build() } else { None };
         let count = if pool.is_some() { count } else { 1 };
         Threads { pool, count }
