@@ -1,2 +1,11 @@
-//! aolab
+//! aolab: torchao's job done in Rust, as a laboratory.
 #![forbid(unsafe_code)]
+
+pub mod error;
+pub mod model;
+pub mod quantization;
+pub mod tensor;
+
+pub use aolab_kernels as kernels;
+pub use error::{Error, Result};
+pub use tensor::{DType, Tensor};

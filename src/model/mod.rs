@@ -1,0 +1,34 @@
+//! Models: named modules whose linear layers hold any [`Weight`].
+
+mod config;
+mod weight;
+
+pub use config::{ModelConfig, RopeScaling};
+pub use weight::{DenseWeight, Weight, check_linear};
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::tensor::Tensor;
+
+/// A linear layer `y = x · Wᵀ + b`.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// `(N, K)` in whatever format.
+    pub weight: Arc<dyn Weight>,
+    /// `(N)` f32.
+    pub bias: Option<Tensor>,
+}
+
+/// Where [`Model::build`](crate::model) gets its parameters: a folder, a file, a test.
+/// Names are Hugging Face's: `model.layers.0.self_attn.q_proj`.
+pub trait ParameterSource {
+    /// The weight `(n, k)` of the linear layer or embedding `module` (its `.weight` and what belongs to it).
+    fn weight(&self, module: &str, shape: (usize, usize)) -> Result<Arc<dyn Weight>>;
+
+    /// The vector called `name` (a norm's weight, a bias), as f32 of `len` elements.
+    fn vector(&self, name: &str, len: usize) -> Result<Tensor>;
+
+    /// Whether there is a tensor called `name`.
+    fn has(&self, name: &str) -> bool;
+}

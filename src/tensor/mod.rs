@@ -1,0 +1,188 @@
+//! The one tensor type: owned, row-major, its dtype known at run time, cheap to clone.
+
+mod dtype;
+mod storage;
+
+use std::fmt;
+use std::sync::Arc;
+
+pub use dtype::{DType, Element};
+use half::{bf16, f16};
+pub use storage::MappedBytes;
+use storage::Storage;
+
+use crate::error::{Error, Result};
+
+/// An n-dimensional array. Clones share the data, which never changes once made.
+#[derive(Clone)]
+pub struct Tensor {
+    dtype: DType,
+    shape: Vec<usize>,
+    data: Arc<Storage>,
+}
+
+impl Tensor {
+    /// A tensor of `shape` that owns `data` (row-major). The number of elements must agree.
+    pub fn new<T: Element>(data: Vec<T>, shape: &[usize]) -> Result<Tensor> {
+        check_numel(data.len(), shape)?;
+        Ok(Tensor { dtype: T::DTYPE, shape: shape.to_vec(), data: Arc::new(T::store(data)) })
+    }
+
+    /// A tensor over a range of a mapped file. Bytes that are not aligned for `dtype` are copied.
+    pub fn mapped(bytes: MappedBytes, dtype: DType, shape: &[usize]) -> Result<Tensor> {
+        let wanted = numel_of(shape)?.checked_mul(dtype.size()).ok_or_else(|| too_large(shape))?;
+        if bytes.len() != wanted {
+            let got = bytes.len();
+            return Err(Error::invalid(format!(
+                "{dtype} {shape:?} takes {wanted} bytes, got {got}"
+            )));
+        }
+        let data = if bytes.is_aligned_for(dtype) {
+            Storage::Mapped(bytes)
+        } else {
+            Storage::from_bytes(bytes.bytes(), dtype)
+        };
+        Ok(Tensor { dtype, shape: shape.to_vec(), data: Arc::new(data) })
+    }
+
+    /// A tensor of zeros.
+    pub fn zeros(dtype: DType, shape: &[usize]) -> Result<Tensor> {
+        let nbytes = numel_of(shape)?.checked_mul(dtype.size()).ok_or_else(|| too_large(shape))?;
+        let data = Arc::new(Storage::from_bytes(&vec![0; nbytes], dtype));
+        Ok(Tensor { dtype, shape: shape.to_vec(), data })
+    }
+
+    /// The type of the elements.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The length of each dimension, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The number of elements.
+    pub fn numel(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The bytes of the elements.
+    pub fn nbytes(&self) -> usize {
+        self.numel() * self.dtype.size()
+    }
+
+    /// The elements as they lie in memory, little-endian on every machine we run on.
+    pub fn bytes(&self) -> &[u8] {
+        self.data.bytes()
+    }
+
+    /// The elements, if they are of type `T`.
+    pub fn as_slice<T: Element>(&self) -> Result<&[T]> {
+        self.data.elements::<T>().filter(|_| T::DTYPE == self.dtype).ok_or_else(|| {
+            let (wanted, got) = (T::DTYPE, self.dtype);
+            Error::invalid(format!("wanted a tensor of {wanted}, got {got} {:?}", self.shape))
+        })
+    }
+
+    /// The (rows, columns) of a matrix.
+    pub fn dims2(&self) -> Result<(usize, usize)> {
+        match self.shape[..] {
+            [rows, columns] => Ok((rows, columns)),
+            _ => Err(Error::invalid(format!("wanted a matrix, got shape {:?}", self.shape))),
+        }
+    }
+
+    /// The same data under another shape with as many elements.
+    pub fn reshape(&self, shape: &[usize]) -> Result<Tensor> {
+        check_numel(self.numel(), shape)?;
+        Ok(Tensor { dtype: self.dtype, shape: shape.to_vec(), data: Arc::clone(&self.data) })
+    }
+
+    /// All elements as f32. Wider types are rounded to nearest, ties to even.
+    pub fn to_f32_vec(&self) -> Vec<f32> {
+        self.data.to_f32(self.dtype)
+    }
+
+    /// The tensor in another floating-point dtype, rounded to nearest, ties to even.
+    pub fn to_dtype(&self, dtype: DType) -> Result<Tensor> {
+        if dtype == self.dtype {
+            return Ok(self.clone());
+        }
+        let values = self.to_f32_vec();
+        match dtype {
+            DType::F32 => Tensor::new(values, &self.shape),
+            DType::F64 => Tensor::new(values.into_iter().map(f64::from).collect(), &self.shape),
+            DType::BF16 => {
+                Tensor::new::<bf16>(values.into_iter().map(bf16::from_f32).collect(), &self.shape)
+            }
+            DType::F16 => {
+                Tensor::new::<f16>(values.into_iter().map(f16::from_f32).collect(), &self.shape)
+            }
+            _ => Err(Error::invalid(format!(
+                "cannot cast {} to {dtype}: wanted f32, f64, bf16 or f16; integers come from a quantizer",
+                self.dtype
+            ))),
+        }
+    }
+
+    /// Printed by evcxr when a cell ends with a tensor.
+    #[expect(clippy::print_stdout, reason = "evcxr's display protocol is standard output")]
+    pub fn evcxr_display(&self) {
+        println!("EVCXR_BEGIN_CONTENT text/plain\n{self:?}\nEVCXR_END_CONTENT");
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tensor {} {:?}", self.dtype, self.shape)?;
+        let shown: Vec<String> =
+            self.to_f32_vec().iter().take(6).map(|value| format!("{value:.4}")).collect();
+        let rest = if self.numel() > 6 { ", …" } else { "" };
+        write!(f, " [{}{rest}]", shown.join(", "))
+    }
+}
+
+/// The product of `shape`, or an error where it overflows.
+fn numel_of(shape: &[usize]) -> Result<usize> {
+    shape
+        .iter()
+        .try_fold(1_usize, |product, dim| product.checked_mul(*dim))
+        .ok_or_else(|| too_large(shape))
+}
+
+fn too_large(shape: &[usize]) -> Error {
+    Error::invalid(format!("shape {shape:?} has more elements than memory can address"))
+}
+
+fn check_numel(got: usize, shape: &[usize]) -> Result<()> {
+    let wanted = numel_of(shape)?;
+    if got == wanted {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("shape {shape:?} wants {wanted} elements, got {got}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn elements_come_back_and_wrong_types_are_refused() {
+        let t = Tensor::new(vec![1.0_f32, 2.0, 3.0, 4.0], &[2, 2]).expect("four elements");
+        assert_eq!(t.as_slice::<f32>().expect("f32"), &[1.0, 2.0, 3.0, 4.0]);
+        let error = t.as_slice::<i8>().expect_err("not i8").to_string();
+        assert!(error.contains("wanted a tensor of i8, got f32"), "{error}");
+        assert!(Tensor::new(vec![1.0_f32], &[2, 2]).is_err());
+        assert!(Tensor::zeros(DType::F32, &[usize::MAX, 2]).is_err());
+    }
+
+    #[test]
+    fn casts_round_to_nearest_even() {
+        // 1 + 2⁻⁸ lies half-way between two bf16 values: the even one is 1.
+        let t = Tensor::new(vec![1.0 + 2.0_f32.powi(-8)], &[1]).expect("one element");
+        let b = t.to_dtype(DType::BF16).expect("a float cast");
+        assert_eq!(b.to_f32_vec(), [1.0]);
+        assert!(t.to_dtype(DType::I8).is_err());
+    }
+}
