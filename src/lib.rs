@@ -4,6 +4,7 @@
 pub mod error;
 pub mod model;
 pub mod quantization;
+pub mod table;
 pub mod tensor;
 
 pub use aolab_kernels as kernels;
