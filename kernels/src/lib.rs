@@ -15,6 +15,7 @@
 //! against the formula in f64, over `SHAPES`, with outputs filled with NaN before the call.
 
 mod cost;
+pub mod ggml;
 pub mod isa;
 pub mod mmap;
 pub mod parallel;
