@@ -14,12 +14,25 @@
 //! Every instruction set this machine has is tested by name against the scalar oracle, and the oracle
 //! against the formula in f64, over `SHAPES`, with outputs filled with NaN before the call.
 
+pub mod activation;
+pub mod attention;
 mod cost;
+pub mod dtypes;
+pub mod embedding;
 pub mod ggml;
 pub mod isa;
+#[cfg(target_arch = "x86_64")]
+mod lanes;
+pub mod logits;
 pub mod mmap;
+pub mod norm;
 pub mod parallel;
+pub mod rope;
+mod rows;
+#[cfg(test)]
+mod sample;
 mod shape;
+pub mod softmax;
 
 pub use cost::Cost;
 pub use isa::{Cpu, Isa};

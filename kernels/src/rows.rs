@@ -1,0 +1,23 @@
+//! How the small operations spread over threads: only when the work outweighs waking one.
+
+use crate::Cpu;
+
+/// From this many numbers on, a second thread saves more than its waking costs (some 5 µs, in
+/// which one thread goes through about 30,000 numbers).
+const PARALLEL_FROM: usize = 1 << 15;
+
+/// Runs `f(first_row, rows)` over the rows of `y`, each `width` long: in one piece when there is
+/// little to do, else one piece per thread.
+pub(crate) fn over_rows<T: Send>(
+    cpu: &Cpu,
+    y: &mut [T],
+    width: usize,
+    f: impl Fn(usize, &mut [T]) + Sync,
+) {
+    if y.len() < PARALLEL_FROM || cpu.threads().count() == 1 {
+        f(0, y);
+        return;
+    }
+    let rows = cpu.threads().share(y.len() / width, 1);
+    cpu.threads().chunks_mut(y, rows * width, |part, y| f(part * rows, y));
+}
