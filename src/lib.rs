@@ -1,7 +1,9 @@
 //! aolab: torchao's job done in Rust, as a laboratory.
 #![forbid(unsafe_code)]
 
+pub mod data;
 pub mod error;
+pub mod io;
 pub mod model;
 pub mod quantization;
 pub mod table;

@@ -1,0 +1,6 @@
+//! Tokenizers and texts.
+
+pub mod texts;
+mod tokenizer;
+
+pub use tokenizer::{TextStream, Tokenizer};
