@@ -3,9 +3,11 @@
 
 pub mod data;
 pub mod error;
-pub mod io;
+pub mod eval;
+pub mod generate;
 pub mod model;
 pub mod quantization;
+pub mod rng;
 pub mod table;
 pub mod tensor;
 

@@ -1,9 +1,13 @@
 //! Models: named modules whose linear layers hold any [`Weight`].
 
 mod config;
+mod forward;
+mod llama;
 mod weight;
 
 pub use config::{ModelConfig, RopeScaling};
+pub use forward::{Context, NoObserver, Observer};
+pub use llama::{Layer, Linear, Model};
 pub use weight::{DenseWeight, Weight, check_linear};
 
 use std::sync::Arc;
@@ -11,16 +15,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::tensor::Tensor;
 
-/// A linear layer `y = x · Wᵀ + b`.
-#[derive(Clone, Debug)]
-pub struct Linear {
-    /// `(N, K)` in whatever format.
-    pub weight: Arc<dyn Weight>,
-    /// `(N)` f32.
-    pub bias: Option<Tensor>,
-}
-
-/// Where [`Model::build`](crate::model) gets its parameters: a folder, a file, a test.
+/// Where [`Model::build`] gets its parameters: a folder, a file, a test.
 /// Names are Hugging Face's: `model.layers.0.self_attn.q_proj`.
 pub trait ParameterSource {
     /// The weight `(n, k)` of the linear layer or embedding `module` (its `.weight` and what belongs to it).

@@ -1,0 +1,298 @@
+//! The forward pass: tokens in, hidden states and logits out, with a key/value cache.
+
+use aolab_kernels::attention::{self, AttentionShape};
+use aolab_kernels::rope::{self, RopeShape};
+use aolab_kernels::{Cpu, activation, norm};
+
+use super::{Layer, Linear, Model};
+use crate::error::{Context as _, Error, Result};
+
+/// Sees what flows through the model: calibration, statistics, tests.
+pub trait Observer {
+    /// The residual stream `(M, hidden)` after `layer` blocks; 0 is the embedding.
+    fn hidden(&mut self, layer: usize, x: &[f32]) {
+        let _ = (layer, x);
+    }
+
+    /// The input `(M, K)` of the linear layer `name` of block `layer`.
+    fn linear_input(&mut self, layer: usize, name: &'static str, x: &[f32]) {
+        let _ = (layer, name, x);
+    }
+}
+
+/// Sees nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoObserver;
+
+impl Observer for NoObserver {}
+
+/// Everything that one sequence needs while it is read or written: the key/value cache, the rotary
+/// tables and scratch space. Made by [`Model::context`].
+#[derive(Debug)]
+pub struct Context {
+    capacity: usize,
+    len: usize,
+    /// Per block: keys, then values, each `(kv_heads, capacity, head_dim)`.
+    cache: Vec<(Vec<f32>, Vec<f32>)>,
+    /// Cosines and sines, `(capacity, head_dim / 2)` each.
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    scratch: Scratch,
+}
+
+#[derive(Debug, Default)]
+struct Scratch {
+    x: Vec<f32>,
+    normed: Vec<f32>,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    attended: Vec<f32>,
+    projected: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    activated: Vec<f32>,
+}
+
+impl Context {
+    /// How many positions the cache holds at most.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// How many positions it holds now.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing was read yet.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Forgets everything behind the first `len` positions.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// The bytes of the cache.
+    pub fn nbytes(&self) -> usize {
+        self.cache.iter().map(|(k, v)| 4 * (k.len() + v.len())).sum()
+    }
+}
+
+/// Tokens that go through the model at once: more would only grow the scratch space.
+const MAX_CHUNK: usize = 512;
+
+impl Model {
+    /// An empty context for up to `capacity` positions.
+    pub fn context(&self, capacity: usize) -> Context {
+        let config = &self.config;
+        let numel = config.num_key_value_heads * capacity * config.head_dim;
+        let cache = self.layers.iter().map(|_| (vec![0.0; numel], vec![0.0; numel])).collect();
+        let (cos, sin) = rope::tables(&config.inv_freq(), 0..capacity, 1.0);
+        Context { capacity, len: 0, cache, cos, sin, scratch: Scratch::default() }
+    }
+
+    /// Reads `tokens` behind what `context` holds and returns the normed hidden states `(M, hidden)`, which
+    /// [`Model::logits`] turns into logits.
+    pub fn forward(
+        &self,
+        cpu: &Cpu,
+        tokens: &[u32],
+        context: &mut Context,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<f32>> {
+        let hidden = self.config.hidden_size;
+        let mut out = vec![0.0; tokens.len() * hidden];
+        for (chunk, out) in tokens.chunks(MAX_CHUNK).zip(out.chunks_mut(MAX_CHUNK * hidden)) {
+            self.forward_chunk(cpu, chunk, context, observer, out)?;
+        }
+        Ok(out)
+    }
+
+    /// The logits `(M, vocabulary)` of normed hidden states `(M, hidden)`.
+    pub fn logits(&self, cpu: &Cpu, hidden: &[f32]) -> Result<Vec<f32>> {
+        let (vocab, d) = self.head().shape();
+        let m = hidden.len() / d;
+        let mut logits = vec![0.0; m * vocab];
+        self.head().linear(cpu, hidden, m, &mut logits).within("lm_head")?;
+        if let Some(bias) = self.lm_head.as_ref().and_then(|head| head.bias.as_ref()) {
+            add_bias(&mut logits, bias.as_slice()?);
+        }
+        Ok(logits)
+    }
+
+    fn forward_chunk(
+        &self,
+        cpu: &Cpu,
+        tokens: &[u32],
+        context: &mut Context,
+        observer: &mut dyn Observer,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let m = tokens.len();
+        if context.len + m > context.capacity {
+            return Err(Error::invalid(format!(
+                "the context holds {} positions and {} are read already: {m} more do not fit",
+                context.capacity, context.len
+            )));
+        }
+        let mut s = std::mem::take(&mut context.scratch);
+        s.resize(self, m);
+        self.embed(tokens, &mut s.x)?;
+        observer.hidden(0, &s.x);
+        for (i, layer) in self.layers.iter().enumerate() {
+            let mut block = Block { cpu, model: self, layer, index: i, m, observer };
+            block.attention(&mut s, context).within(format!("model.layers.{i}.self_attn"))?;
+            block.feed_forward(&mut s).within(format!("model.layers.{i}.mlp"))?;
+            observer.hidden(i + 1, &s.x);
+        }
+        norm::rms_norm(cpu, &s.x, self.norm.as_slice()?, self.config.rms_norm_eps, out);
+        context.len += m;
+        context.scratch = s;
+        Ok(())
+    }
+
+    /// Writes the embedding rows of `tokens` into `x`.
+    fn embed(&self, tokens: &[u32], x: &mut [f32]) -> Result<()> {
+        let (vocab, d) = self.embed_tokens.shape();
+        for (token, row) in tokens.iter().zip(x.chunks_exact_mut(d)) {
+            let id = usize::try_from(*token).unwrap_or(usize::MAX);
+            if id >= vocab {
+                return Err(Error::invalid(format!(
+                    "token id {token} is outside the vocabulary of {vocab} entries"
+                )));
+            }
+            self.embed_tokens.dequantize_rows(id..id + 1, row).within("model.embed_tokens")?;
+        }
+        Ok(())
+    }
+}
+
+impl Scratch {
+    fn resize(&mut self, model: &Model, m: usize) {
+        let config = &model.config;
+        let (d, q) = (config.hidden_size, config.num_attention_heads * config.head_dim);
+        let kv = config.num_key_value_heads * config.head_dim;
+        self.x.resize(m * d, 0.0);
+        self.normed.resize(m * d, 0.0);
+        self.q.resize(m * q, 0.0);
+        self.k.resize(m * kv, 0.0);
+        self.v.resize(m * kv, 0.0);
+        self.attended.resize(m * q, 0.0);
+        self.projected.resize(m * d, 0.0);
+        self.gate.resize(m * config.intermediate_size, 0.0);
+        self.up.resize(m * config.intermediate_size, 0.0);
+        self.activated.resize(m * config.intermediate_size, 0.0);
+    }
+}
+
+/// One block at work on `m` rows.
+struct Block<'a> {
+    cpu: &'a Cpu,
+    model: &'a Model,
+    layer: &'a Layer,
+    index: usize,
+    m: usize,
+    observer: &'a mut dyn Observer,
+}
+
+impl Block<'_> {
+    /// `x += o_proj(attention(norm(x)))`, with the new keys and values put into the cache.
+    fn attention(&mut self, s: &mut Scratch, context: &mut Context) -> Result<()> {
+        let (config, layer, m) = (&self.model.config, self.layer, self.m);
+        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        let (d, past) = (config.head_dim, context.len);
+        let eps = config.rms_norm_eps;
+        let weight = layer.input_layernorm.as_slice()?;
+        norm::rms_norm(self.cpu, &s.x, weight, eps, &mut s.normed);
+        self.linear("self_attn.q_proj", &layer.q_proj, &s.normed, &mut s.q)?;
+        self.linear("self_attn.k_proj", &layer.k_proj, &s.normed, &mut s.k)?;
+        self.linear("self_attn.v_proj", &layer.v_proj, &s.normed, &mut s.v)?;
+        if let (Some(q_norm), Some(k_norm)) = (&layer.q_norm, &layer.k_norm) {
+            // The attention's output is not there yet: its buffer holds the normed queries.
+            norm::rms_norm(self.cpu, &s.q, q_norm.as_slice()?, eps, &mut s.attended);
+            s.q.copy_from_slice(&s.attended);
+            let normed = &mut s.attended[..s.k.len()];
+            norm::rms_norm(self.cpu, &s.k, k_norm.as_slice()?, eps, normed);
+            s.k.copy_from_slice(normed);
+        }
+        let positions = past * (d / 2)..(past + m) * (d / 2);
+        let (cos, sin) = (&context.cos[positions.clone()], &context.sin[positions]);
+        for (x, heads) in [(&mut s.q, heads), (&mut s.k, kv_heads)] {
+            let shape = RopeShape { m, heads, head_dim: d };
+            rope::apply(self.cpu, x, shape, cos, sin, rope::Order::Half);
+        }
+        let (keys, values) = &mut context.cache[self.index];
+        store(&s.k, keys, kv_heads, d, past, context.capacity);
+        store(&s.v, values, kv_heads, d, past, context.capacity);
+        let shape = AttentionShape {
+            m,
+            heads,
+            kv_heads,
+            head_dim: d,
+            past,
+            capacity: context.capacity,
+            window: config.sliding_window,
+            scale: softmax_scale(d),
+        };
+        attention::attention(self.cpu, &s.q, keys, values, &shape, &mut s.attended);
+        self.linear("self_attn.o_proj", &layer.o_proj, &s.attended, &mut s.projected)?;
+        add(&mut s.x, &s.projected);
+        Ok(())
+    }
+
+    /// `x += down_proj(silu(gate_proj(norm(x))) · up_proj(norm(x)))`.
+    fn feed_forward(&mut self, s: &mut Scratch) -> Result<()> {
+        let layer = self.layer;
+        let weight = layer.post_attention_layernorm.as_slice()?;
+        let eps = self.model.config.rms_norm_eps;
+        norm::rms_norm(self.cpu, &s.x, weight, eps, &mut s.normed);
+        self.linear("mlp.gate_proj", &layer.gate_proj, &s.normed, &mut s.gate)?;
+        self.linear("mlp.up_proj", &layer.up_proj, &s.normed, &mut s.up)?;
+        activation::silu_mul(self.cpu, &s.gate, &s.up, &mut s.activated);
+        self.linear("mlp.down_proj", &layer.down_proj, &s.activated, &mut s.projected)?;
+        add(&mut s.x, &s.projected);
+        Ok(())
+    }
+
+    fn linear(
+        &mut self,
+        name: &'static str,
+        linear: &Linear,
+        x: &[f32],
+        y: &mut [f32],
+    ) -> Result<()> {
+        self.observer.linear_input(self.index, name, x);
+        linear.weight.linear(self.cpu, x, self.m, y)?;
+        if let Some(bias) = &linear.bias {
+            add_bias(y, bias.as_slice()?);
+        }
+        Ok(())
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "head dimensions are far below 2²⁴")]
+fn softmax_scale(head_dim: usize) -> f32 {
+    1.0 / (head_dim as f32).sqrt()
+}
+
+/// Copies new keys or values `(M, kv_heads, d)` behind the `past` ones of `(kv_heads, capacity, d)`.
+fn store(new: &[f32], cache: &mut [f32], kv_heads: usize, d: usize, past: usize, capacity: usize) {
+    for (i, row) in new.chunks_exact(kv_heads * d).enumerate() {
+        for (head, values) in row.chunks_exact(d).enumerate() {
+            cache[(head * capacity + past + i) * d..][..d].copy_from_slice(values);
+        }
+    }
+}
+
+fn add(x: &mut [f32], y: &[f32]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}
+
+fn add_bias(y: &mut [f32], bias: &[f32]) {
+    for row in y.chunks_exact_mut(bias.len()) {
+        add(row, bias);
+    }
+}
