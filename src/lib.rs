@@ -5,6 +5,7 @@ pub mod data;
 pub mod error;
 pub mod eval;
 pub mod generate;
+pub mod io;
 pub mod model;
 pub mod quantization;
 pub mod rng;

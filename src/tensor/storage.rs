@@ -1,5 +1,6 @@
 //! Where a tensor's elements lie: in a typed vector or in a mapped file.
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -8,23 +9,46 @@ use half::{bf16, f16};
 
 use super::dtype::{DType, Element};
 
-/// A range of a mapped file.
-#[derive(Clone, Debug)]
+/// A range of the bytes of a mapped file, or of the program's own constants. Clones share them.
+#[derive(Clone)]
 pub struct MappedBytes {
-    file: Arc<Mapped>,
+    file: Backing,
     range: Range<usize>,
+}
+
+#[derive(Clone)]
+enum Backing {
+    File(Arc<Mapped>),
+    Constant(&'static [u8]),
 }
 
 impl MappedBytes {
     /// The bytes `range` of `file`; `None` where the file is shorter.
     pub fn new(file: Arc<Mapped>, range: Range<usize>) -> Option<MappedBytes> {
         file.bytes().get(range.clone())?;
-        Some(MappedBytes { file, range })
+        Some(MappedBytes { file: Backing::File(file), range })
+    }
+
+    /// Bytes that are part of the program.
+    pub fn constant(bytes: &'static [u8]) -> MappedBytes {
+        MappedBytes { file: Backing::Constant(bytes), range: 0..bytes.len() }
+    }
+
+    /// The bytes `range` of these; `None` where there are fewer.
+    pub fn slice(&self, range: Range<usize>) -> Option<MappedBytes> {
+        self.bytes().get(range.clone())?;
+        let start = self.range.start;
+        let range = start + range.start..start + range.end;
+        Some(MappedBytes { file: self.file.clone(), range })
     }
 
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
-        &self.file.bytes()[self.range.clone()]
+        let all = match &self.file {
+            Backing::File(file) => file.bytes(),
+            Backing::Constant(bytes) => bytes,
+        };
+        &all[self.range.clone()]
     }
 
     /// How many there are.
@@ -39,6 +63,12 @@ impl MappedBytes {
 
     pub(super) fn is_aligned_for(&self, dtype: DType) -> bool {
         self.bytes().as_ptr().addr().is_multiple_of(dtype.size())
+    }
+}
+
+impl fmt::Debug for MappedBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MappedBytes({:?})", self.range)
     }
 }
 

@@ -1,0 +1,93 @@
+//! Reading and writing models: safetensors, Hugging Face folders, GGUF, the hub, the built-in model.
+//!
+//! Files are mapped into memory and checked before anything is allocated for what they promise. A tensor
+//! that is read shares the mapped bytes, so that no whole model is ever copied.
+
+mod files;
+mod hf;
+mod parameters;
+pub mod safetensors;
+mod save;
+mod source;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value as Json;
+
+pub use self::hf::{open_builtin, open_file, open_folder};
+pub use self::save::{Parts, save};
+use self::source::Source;
+use crate::data::Tokenizer;
+use crate::error::{Error, Result};
+use crate::model::{ModelConfig, ParameterSource, Weight};
+use crate::tensor::Tensor;
+
+/// Reads a quantized weight: its [`Weight::meta`], its [`Weight::tensors`] and its shape `(N, K)`.
+/// The formats live above this module; whoever loads a model says how they are read.
+pub type ReadWeight = fn(
+    meta: &Json,
+    tensors: Vec<(String, Tensor)>,
+    shape: (usize, usize),
+) -> Result<Arc<dyn Weight>>;
+
+/// How a model is loaded.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Reads weights of quantized formats.
+    pub read_weight: ReadWeight,
+}
+
+impl LoadOptions {
+    /// Options with which quantized weights are read by `read_weight`.
+    pub fn new(read_weight: ReadWeight) -> LoadOptions {
+        LoadOptions { read_weight }
+    }
+}
+
+/// A model that was found and checked, and whose parameters can be read.
+pub struct Checkpoint {
+    /// What it was called: `tiny`, a folder's or file's name, `ORG/NAME`.
+    pub name: String,
+    /// Its shape.
+    pub config: ModelConfig,
+    /// Its parameters.
+    pub parameters: Box<dyn ParameterSource>,
+    /// Its tokenizer, if it came with one.
+    pub tokenizer: Option<Tokenizer>,
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Checkpoint")
+            .field("name", &self.name)
+            .field("config", &self.config)
+            .field("tokenizer", &self.tokenizer)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The names of the models that are part of the program.
+pub const BUILTIN_MODELS: [&str; 1] = ["tiny"];
+
+/// Opens what `source` names: `tiny`, a folder, a .safetensors file.
+pub fn open(source: &str, options: &LoadOptions) -> Result<Checkpoint> {
+    match Source::find(source)? {
+        Source::Builtin => open_builtin(options),
+        Source::Folder(path) => open_folder(&path, options),
+        Source::Safetensors(path) => open_file(&path, options),
+    }
+}
+
+/// The last name of a path, for messages and for the name of a model.
+pub(crate) fn file_name(path: &Path) -> String {
+    // `.` and `..` have no name of their own; the folder they mean has.
+    let absolute = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    absolute.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// An error about the JSON file `path`.
+pub(crate) fn wrong_json(path: &Path, words: &str) -> Error {
+    Error::file(path, words)
+}

@@ -1,0 +1,156 @@
+//! Parameters that lie in safetensors files.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Map, Value as Json};
+
+use super::ReadWeight;
+use super::safetensors::SafetensorsFile;
+use crate::error::{Context, Error, Result, did_you_mean};
+use crate::model::{DenseWeight, ParameterSource, Weight};
+use crate::tensor::{DType, Tensor};
+
+/// The tensors of one or more files, and what config.json says of the quantized ones.
+#[derive(Debug)]
+pub(super) struct SafetensorsParameters {
+    files: Vec<SafetensorsFile>,
+    /// The file that holds each tensor.
+    place: BTreeMap<String, usize>,
+    /// The `meta` of each quantized module.
+    quantized: Map<String, Json>,
+    read_weight: ReadWeight,
+}
+
+impl SafetensorsParameters {
+    pub(super) fn new(
+        files: Vec<SafetensorsFile>,
+        config: &Map<String, Json>,
+        read_weight: ReadWeight,
+    ) -> Result<SafetensorsParameters> {
+        let mut place = BTreeMap::new();
+        for (at, file) in files.iter().enumerate() {
+            for name in file.names() {
+                if let Some(first) = place.insert(name.to_owned(), at) {
+                    let first = files[first].path().display();
+                    let words = format!("tensor {name} is there, but also in {first}");
+                    return Err(Error::file(file.path(), words));
+                }
+            }
+        }
+        let quantized = quantized_modules(config)?;
+        Ok(SafetensorsParameters { files, place, quantized, read_weight })
+    }
+
+    fn tensor(&self, name: &str) -> Result<Tensor> {
+        match self.place.get(name) {
+            Some(at) => self.files[*at].tensor(name),
+            None => Err(self.missing(name)),
+        }
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        let near = did_you_mean(name, self.place.keys().map(String::as_str));
+        let hint = near.map(|near| format!("; did you mean {near}?")).unwrap_or_default();
+        let path = match &self.files[..] {
+            [file] => file.path().to_path_buf(),
+            files => files
+                .first()
+                .and_then(|file| file.path().parent())
+                .map_or_else(PathBuf::new, Path::to_path_buf),
+        };
+        Error::file(path, format!("there is no tensor {name}, which config.json asks for{hint}"))
+    }
+
+    /// The tensors of a quantized module, by the names that its weight gave them.
+    fn tensors_of(&self, module: &str) -> Result<Vec<(String, Tensor)>> {
+        let prefix = format!("{module}.");
+        self.place
+            .range(prefix.clone()..)
+            .map_while(|(name, at)| Some((name.strip_prefix(&prefix)?, name, at)))
+            .filter(|(short, _, _)| *short != "bias")
+            .map(|(short, name, at)| Ok((short.to_owned(), self.files[*at].tensor(name)?)))
+            .collect()
+    }
+}
+
+impl ParameterSource for SafetensorsParameters {
+    fn weight(&self, module: &str, shape: (usize, usize)) -> Result<Arc<dyn Weight>> {
+        let weight = match self.quantized.get(module) {
+            Some(meta) => {
+                (self.read_weight)(meta, self.tensors_of(module)?, shape).within(module)?
+            }
+            None => {
+                DenseWeight::shared(self.tensor(&format!("{module}.weight"))?).within(module)?
+            }
+        };
+        if weight.shape() == shape {
+            return Ok(weight);
+        }
+        Err(wrong_shape(
+            &format!("{module}.weight"),
+            &[weight.shape().0, weight.shape().1],
+            &[shape.0, shape.1],
+        ))
+    }
+
+    fn vector(&self, name: &str, len: usize) -> Result<Tensor> {
+        let tensor = self.tensor(name)?;
+        if tensor.shape() != [len] {
+            return Err(wrong_shape(name, tensor.shape(), &[len]));
+        }
+        if !tensor.dtype().is_float() {
+            let got = tensor.dtype();
+            return Err(Error::invalid(format!(
+                "{name}: wanted floating-point numbers, got {got}"
+            )));
+        }
+        tensor.to_dtype(DType::F32)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        let quantized =
+            name.strip_suffix(".weight").is_some_and(|module| self.quantized.contains_key(module));
+        quantized || self.place.contains_key(name)
+    }
+}
+
+/// The error about a tensor whose shape is not what the configuration implies.
+pub(super) fn wrong_shape(name: &str, got: &[usize], wanted: &[usize]) -> Error {
+    let check = match name.rsplit('.').nth(1).unwrap_or_default() {
+        "q_proj" | "o_proj" => "hidden_size, num_attention_heads and head_dim",
+        "k_proj" | "v_proj" => "hidden_size, num_key_value_heads and head_dim",
+        "q_norm" | "k_norm" => "head_dim",
+        "gate_proj" | "up_proj" | "down_proj" => "hidden_size and intermediate_size",
+        "embed_tokens" | "lm_head" => "vocab_size and hidden_size",
+        _ => "hidden_size",
+    };
+    Error::invalid(format!(
+        "{name}: the file has {got:?}, the configuration wants {wanted:?}; check {check}"
+    ))
+}
+
+/// The quantized modules that config.json names. Formats of other programs are refused by their name.
+fn quantized_modules(config: &Map<String, Json>) -> Result<Map<String, Json>> {
+    let quantization = match config.get("quantization_config") {
+        None | Some(Json::Null) => return Ok(Map::new()),
+        Some(quantization) => quantization,
+    };
+    let method = quantization.get("quant_method").and_then(Json::as_str).unwrap_or("unnamed");
+    if method != "aolab" {
+        return Err(Error::invalid(format!(
+            "config.json: models quantized by {method:?} are not supported; load the unquantized model and quantize it here"
+        )));
+    }
+    if quantization.get("version").and_then(Json::as_u64) != Some(1) {
+        let got = quantization.get("version").unwrap_or(&Json::Null);
+        return Err(Error::invalid(format!(
+            "config.json: quantization_config version {got} is unknown; wanted 1"
+        )));
+    }
+    match quantization.get("modules") {
+        Some(Json::Object(modules)) => Ok(modules.clone()),
+        _ => Err(Error::invalid("config.json: quantization_config has no modules")),
+    }
+}
