@@ -5,7 +5,17 @@
 //! Error: |out − f64 result| ≤ (K + 8 · head_dim + 64) · 2⁻²⁴ · max |v| · (1 + max |score|), K the keys seen.
 //! Source: Ainslie et al. 2023 (arXiv 2305.13245), grouped queries; Dao 2023 (arXiv 2307.08691), online softmax.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod decode;
+#[cfg(target_arch = "x86_64")]
+mod decode_avx2;
 mod element;
+#[cfg(target_arch = "x86_64")]
+mod prefill;
 
 pub use element::CacheElement;
 
@@ -74,7 +84,54 @@ pub fn attention<T: CacheElement>(
     if out.is_empty() {
         return;
     }
-    attention_scalar(cpu, q, k_cache, v_cache, shape, out);
+    let caches = [k_cache, v_cache];
+    match cpu.isa() {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(avx2) => tiled(Simd::Avx2(avx2), cpu, q, caches, shape, out),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(avx512) => tiled(Simd::Avx512(avx512), cpu, q, caches, shape, out),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni(vnni) => tiled(Simd::Avx512(vnni.avx512()), cpu, q, caches, shape, out),
+        _ => attention_scalar(cpu, q, caches, shape, out),
+    }
+}
+
+/// From this many rows (queries times heads that share their keys) on, rows fill the lanes of `prefill`
+/// well enough to beat `decode`, which reads a tile of keys once for every four rows.
+const PREFILL_FROM: usize = 16;
+
+/// The instruction sets that the tiles are written for.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+enum Simd {
+    Avx2(crate::isa::Avx2),
+    Avx512(crate::isa::Avx512),
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Simd {
+    fn avx2(self) -> crate::isa::Avx2 {
+        match self {
+            Simd::Avx2(avx2) => avx2,
+            Simd::Avx512(avx512) => avx512.avx2(),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn tiled<T: CacheElement>(
+    simd: Simd,
+    cpu: &Cpu,
+    q: &[f32],
+    caches: [&[T]; 2],
+    shape: &AttentionShape,
+    out: &mut [f32],
+) {
+    if shape.m * shape.group() < PREFILL_FROM || shape.m == 1 {
+        decode::decode(simd.avx2(), cpu, q, caches, shape, out);
+    } else {
+        prefill::prefill(simd, cpu, q, caches, shape, out);
+    }
 }
 
 /// What one call moves and computes: the visible cache read once, q read, out written; an exp counts as one.
@@ -88,16 +145,23 @@ pub fn cost(shape: &AttentionShape, element_nbytes: usize) -> Cost {
     }
 }
 
-/// The kernel that runs on `isa` for `m` queries.
-pub fn kernel_name(_isa: Isa, _m: usize) -> &'static str {
-    "scalar-attention-f32"
+/// The kernel that runs on `isa` for this shape.
+pub fn kernel_name(isa: Isa, shape: &AttentionShape) -> &'static str {
+    let few = shape.m * shape.group() < PREFILL_FROM || shape.m == 1;
+    match isa {
+        Isa::Scalar | Isa::Neon(_) => "scalar-attention-f32",
+        Isa::Avx2(_) | Isa::Avx512(_) | Isa::Avx512Vnni(_) if few => {
+            "x86-decode-attention-f32-avx2"
+        }
+        Isa::Avx2(_) => "x86-prefill-attention-f32-avx2",
+        Isa::Avx512(_) | Isa::Avx512Vnni(_) => "x86-prefill-attention-f32-avx512",
+    }
 }
 
 fn attention_scalar<T: CacheElement>(
     cpu: &Cpu,
     q: &[f32],
-    k_cache: &[T],
-    v_cache: &[T],
+    [k_cache, v_cache]: [&[T]; 2],
     shape: &AttentionShape,
     out: &mut [f32],
 ) {

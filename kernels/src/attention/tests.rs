@@ -54,7 +54,9 @@ fn check<T: CacheElement>(cpu: &Cpu, shape: &AttentionShape, scale: f32, narrow:
 #[test]
 fn matches_f64_on_every_isa() {
     for isa in Isa::available() {
-        println!("attention on {}: {}", isa.name(), kernel_name(isa, 1));
+        for shape in [&SHAPES[4], &SHAPES[9]] {
+            println!("attention on {}: {}", isa.name(), kernel_name(isa, shape));
+        }
         for threads in [1, 2, 5] {
             let cpu = Cpu::with_isa(isa, Some(threads));
             for shape in SHAPES {

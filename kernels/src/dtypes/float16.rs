@@ -63,7 +63,7 @@ pub fn kernel_name(isa: Isa) -> &'static str {
 pub const SHAPES: &[usize] = &[0, 1, 7, 8, 31, 576, 65_536, 70_001];
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
+pub(crate) mod x86 {
     //! AVX2: eight numbers at a time, the tail through an array of eight.
 
     use crate::isa::Avx2;
@@ -73,7 +73,7 @@ mod x86 {
 
     macro_rules! loops {
         ($($name:ident, $vector:ident, $x:ty, $y:ty, $zero_x:expr, $zero_y:expr;)+) => {$(
-            pub(super) fn $name(_proof: Avx2, x: &[$x], y: &mut [$y]) {
+            pub(crate) fn $name(_proof: Avx2, x: &[$x], y: &mut [$y]) {
                 let (x, x_rest) = x.as_chunks::<8>();
                 let (y, y_rest) = y.as_chunks_mut::<8>();
                 for (x, y) in x.iter().zip(y) {

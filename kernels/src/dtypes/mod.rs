@@ -4,7 +4,7 @@
 //! what is too large. Source: IEEE 754-2019 (f16), Google's bfloat16, OCP OFP8 1.0 (e4m3fn, e5m2),
 //! OCP Microscaling Formats 1.0 (e8m0, e2m1); the casts are PyTorch's.
 
-mod float16;
+pub(crate) mod float16;
 mod float4;
 mod float8;
 mod int;

@@ -1,0 +1,148 @@
+//! One query or a few: the cache is read once, front to back, for all rows that share a key and value head.
+//!
+//! The keys of all heads, end to end, are cut into one equal share per thread, so that a thread's share may
+//! end within a head. What a share gives for a head is partial; the parts are merged at the end by
+//! their maxima, as the online softmax merges tiles.
+
+use super::{AttentionShape, CacheElement, decode_avx2};
+use crate::Cpu;
+use crate::isa::Avx2;
+use std::ops::Range;
+
+/// Keys of a tile: the scores of a tile are 64 numbers a row.
+pub(super) const TILE: usize = 64;
+
+/// From this many multiply-adds on a second thread saves more than its waking costs (some 5 µs).
+const PARALLEL_FROM: usize = 1 << 18;
+
+/// Keys of one head.
+struct Segment {
+    kv_head: usize,
+    keys: Range<usize>,
+}
+
+/// What the online softmax keeps of the rows of one head: `max` and `sum` (rows), `o` (rows, head_dim).
+pub(super) struct Rows<'a> {
+    pub(super) max: &'a mut [f32],
+    pub(super) sum: &'a mut [f32],
+    pub(super) o: &'a mut [f32],
+}
+
+impl<'a> Rows<'a> {
+    fn of(partial: &'a mut [f32], rows: usize) -> Rows<'a> {
+        let (max, rest) = partial.split_at_mut(rows);
+        let (sum, o) = rest.split_at_mut(rows);
+        Rows { max, sum, o }
+    }
+}
+
+pub(super) fn decode<T: CacheElement>(
+    avx2: Avx2,
+    cpu: &Cpu,
+    q: &[f32],
+    caches: [&[T]; 2],
+    shape: &AttentionShape,
+    out: &mut [f32],
+) {
+    let AttentionShape { m, heads, kv_heads, head_dim, .. } = *shape;
+    let rows = m * shape.group();
+    let seen = shape.visible(0).start..shape.visible(m - 1).end;
+    let work = 2 * m * heads * head_dim * seen.len();
+    let shares = if work < PARALLEL_FROM { 1 } else { cpu.threads().count() };
+    let shares: Vec<Vec<Segment>> =
+        (0..shares).map(|i| share(i, shares, kv_heads, &seen)).collect();
+    let per_head = rows * (head_dim + 2);
+    let most = shares.iter().map(Vec::len).max().unwrap_or(0);
+    let mut partial = vec![0.0; shares.len() * most * per_head];
+    cpu.threads().chunks_mut(&mut partial, most * per_head, |i, partial| {
+        for (segment, partial) in shares[i].iter().zip(partial.chunks_exact_mut(per_head)) {
+            one_segment(avx2, q, caches, shape, segment, Rows::of(partial, rows));
+        }
+    });
+    for kv_head in 0..kv_heads {
+        let of_head: Vec<&[f32]> = partial
+            .chunks_exact(most * per_head)
+            .zip(&shares)
+            .flat_map(|(partial, share)| partial.chunks_exact(per_head).zip(share))
+            .filter(|(_, segment)| segment.kv_head == kv_head)
+            .map(|(partial, _)| partial)
+            .collect();
+        merge(&of_head, shape, kv_head, out);
+    }
+}
+
+/// Share number `i` of `shares` of all keys of all heads.
+fn share(i: usize, shares: usize, kv_heads: usize, seen: &Range<usize>) -> Vec<Segment> {
+    let keys = seen.len();
+    let (start, end) = (i * kv_heads * keys / shares, (i + 1) * kv_heads * keys / shares);
+    let segment = |kv_head: usize| {
+        let first = kv_head * keys;
+        let from = start.clamp(first, first + keys) - first;
+        let to = end.clamp(first, first + keys) - first;
+        Segment { kv_head, keys: seen.start + from..seen.start + to }
+    };
+    (0..kv_heads).map(segment).filter(|segment| !segment.keys.is_empty()).collect()
+}
+
+fn one_segment<T: CacheElement>(
+    avx2: Avx2,
+    q: &[f32],
+    [k_cache, v_cache]: [&[T]; 2],
+    shape: &AttentionShape,
+    segment: &Segment,
+    mut state: Rows<'_>,
+) {
+    let AttentionShape { m, heads, head_dim, capacity, .. } = *shape;
+    let group = shape.group();
+    let rows = m * group;
+    // The rows of this head side by side, scaled: (M · group, head_dim).
+    let mut scaled = Vec::with_capacity(rows * head_dim);
+    for token in q.chunks_exact(heads * head_dim) {
+        let q = &token[segment.kv_head * group * head_dim..][..group * head_dim];
+        scaled.extend(q.iter().map(|q| q * shape.scale));
+    }
+    state.max.fill(f32::NEG_INFINITY);
+    let mut s = vec![0.0; rows * TILE];
+    let [mut k_wide, mut v_wide] = [Vec::new(), Vec::new()];
+    let first = segment.kv_head * capacity;
+    for start in segment.keys.clone().step_by(TILE) {
+        let keys = start..segment.keys.end.min(start + TILE);
+        let at = (first + keys.start) * head_dim..(first + keys.end) * head_dim;
+        let k = T::widen_all(avx2, &k_cache[at.clone()], &mut k_wide);
+        decode_avx2::scores(avx2, &scaled, k, head_dim, &mut s);
+        for (row, s) in s.chunks_exact_mut(TILE).enumerate() {
+            mask(&shape.visible(row / group), &keys, s);
+        }
+        let v = T::widen_all(avx2, &v_cache[at], &mut v_wide);
+        decode_avx2::take(avx2, &mut s, v, head_dim, &mut state);
+    }
+}
+
+/// Scores of keys that are not `visible`, or beyond the tile, become −inf.
+fn mask(visible: &Range<usize>, keys: &Range<usize>, s: &mut [f32]) {
+    let start = visible.start.clamp(keys.start, keys.end) - keys.start;
+    let end = visible.end.clamp(keys.start, keys.end) - keys.start;
+    s[..start].fill(f32::NEG_INFINITY);
+    s[end..].fill(f32::NEG_INFINITY);
+}
+
+/// out = Σ_parts o · exp(max − largest) / Σ_parts sum · exp(max − largest), for the rows of one head.
+fn merge(partials: &[&[f32]], shape: &AttentionShape, kv_head: usize, out: &mut [f32]) {
+    let AttentionShape { m, heads, head_dim, .. } = *shape;
+    let group = shape.group();
+    let rows = m * group;
+    for row in 0..rows {
+        let head = row / group * heads + kv_head * group + row % group;
+        let out = &mut out[head * head_dim..][..head_dim];
+        let largest = partials.iter().map(|part| part[row]).fold(f32::NEG_INFINITY, f32::max);
+        // A part in which the row sees nothing has the maximum −inf and the weight 0.
+        let weight = |part: &[f32]| (part[row] - largest).exp();
+        let sum: f32 = partials.iter().map(|part| part[rows + row] * weight(part)).sum();
+        out.fill(0.0);
+        for part in partials {
+            let scale = weight(part) / sum;
+            let o = &part[2 * rows + row * head_dim..][..head_dim];
+            out.iter_mut().zip(o).for_each(|(out, o)| *out += o * scale);
+        }
+    }
+}
