@@ -20,6 +20,7 @@ mod cost;
 pub mod dtypes;
 pub mod embedding;
 pub mod ggml;
+pub mod dense_linear;
 pub mod isa;
 #[cfg(target_arch = "x86_64")]
 mod lanes;

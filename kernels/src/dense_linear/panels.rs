@@ -1,0 +1,280 @@
+//! The panel GEMM: many tokens times a weight of any format.
+//!
+//! `y[m, n] = Σ_k x[m, k] · w[n, k]`
+//! x (M, K) f32 · w (N, K), given block by block by the caller → y (M, N) f32.
+//! x is packed once: panels of some 16 to 32 tokens, in which one k's numbers lie side by side. A
+//! weight block (up to [`PANEL_ROWS`] rows by [`PANEL_K`] columns, row-major) is written once by
+//! the caller's `fill`, stays in the second-level cache, and is multiplied with every panel. A tile
+//! broadcasts a weight and multiplies it with a vector of tokens, so that weights need no
+//! transposition.
+//! Error: |y − f64 result| ≤ 2⁻²² · K · Σ|x·w|. Source: Goto and van de Geijn 2008.
+//!
+//! A quantized format prefills at GEMM speed by dequantizing in `fill`: each weight is dequantized
+//! once for up to [`CHUNK_M`] tokens, into cache.
+
+use std::ops::Range;
+use std::sync::Mutex;
+
+use half::bf16;
+
+use super::{nearest_bf16, scalar};
+#[cfg(target_arch = "x86_64")]
+use super::{x86_avx2, x86_avx512, x86_bf16};
+use crate::parallel::Tile;
+use crate::{Cpu, Isa, Shape};
+
+/// Columns of a panel. A tile's panel of x (256 × 16 f32 = 16 KiB) and its rows of the weight (6 ×
+/// 1 KiB) fit a first-level cache of 32 KiB.
+pub const PANEL_K: usize = 256;
+
+/// Most rows of a panel: 96 × 1 KiB take a fifth of a second-level cache of 512 KiB.
+pub const PANEL_ROWS: usize = 96;
+
+/// Tokens that share one filled panel; their results (96 × 512 f32) take 192 KiB.
+pub const CHUNK_M: usize = 512;
+
+/// Which part of the weight a panel holds.
+///
+/// `k.start` is a multiple of [`PANEL_K`] and `k` is [`PANEL_K`] long unless it ends at K, so a
+/// group size that divides 256 never straddles two panels. `n.start` is a multiple of 4.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Rows of the weight, at most [`PANEL_ROWS`].
+    pub n: Range<usize>,
+    /// Columns of the weight, at most [`PANEL_K`].
+    pub k: Range<usize>,
+}
+
+/// `y = x · Wᵀ`, computed in f32, where `fill(block, panel)` writes the weight's numbers:
+/// `panel[i][j] = w[block.n.start + i, block.k.start + j]`.
+///
+/// `panel` has `block.n.len()` rows; of each the first `block.k.len()` numbers are used. What it
+/// holds before is arbitrary. `fill` runs on several threads at once.
+pub fn gemm_with_panels(
+    cpu: &Cpu,
+    shape: Shape,
+    x: &[f32],
+    y: &mut [f32],
+    fill: impl Fn(Block, &mut [[f32; PANEL_K]]) + Sync,
+) {
+    match cpu.isa() {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(isa) => gemm(cpu, &x86_avx2::engine(&isa), shape, x, y, &fill),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(isa) => gemm(cpu, &x86_avx512::engine(&isa), shape, x, y, &fill),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni(isa) => {
+            gemm(cpu, &x86_avx512::engine(&isa.avx512()), shape, x, y, &fill);
+        }
+        _ => gemm(cpu, &scalar::engine(), shape, x, y, &fill),
+    }
+}
+
+/// As [`gemm_with_panels`] with x rounded to bf16 and a weight of bf16, summed in f32.
+///
+/// With AVX-512 BF16 this is twice as fast; elsewhere the rounded numbers are multiplied as f32.
+pub fn gemm_with_bf16_panels(
+    cpu: &Cpu,
+    shape: Shape,
+    x: &[f32],
+    y: &mut [f32],
+    fill: impl Fn(Block, &mut [[bf16; PANEL_K]]) + Sync,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if let Isa::Avx512Vnni(isa) = cpu.isa() {
+        return gemm(cpu, &x86_bf16::engine(&isa), shape, x, y, &fill);
+    }
+    let x = scalar::round_through_bf16(x);
+    gemm_with_panels(cpu, shape, &x, y, |block, panel| {
+        let mut narrow = vec![[bf16::ZERO; PANEL_K]; panel.len()];
+        fill(block, &mut narrow);
+        for (wide, narrow) in panel.as_flattened_mut().iter_mut().zip(narrow.as_flattened()) {
+            *wide = narrow.to_f32();
+        }
+    });
+}
+
+/// `multiply(w, x, y, width)` adds to `y (rows, width)` the product of a filled panel and a packed
+/// one. `w` has a multiple of `Engine::rows` rows; `x` holds `width` tokens.
+pub(super) type Multiply<'a, P> = dyn Fn(&[[P; PANEL_K]], &[P], &mut [f32], usize) + Sync + 'a;
+
+/// How an instruction set multiplies panels of `P`.
+pub(super) struct Engine<'a, P> {
+    /// Panels have a multiple of so many rows.
+    pub(super) rows: usize,
+    /// Tokens in a panel of x.
+    pub(super) width: usize,
+    /// Tokens in the last panel, where that is enough.
+    pub(super) narrow: usize,
+    /// So many numbers of one token lie side by side.
+    pub(super) pair: usize,
+    pub(super) round: fn(f32) -> P,
+    pub(super) multiply: &'a Multiply<'a, P>,
+}
+
+/// x, packed panel by panel: panel p holds tokens `p * width..`, for each k (or pair of k) side by
+/// side.
+struct Packed<P> {
+    data: Vec<P>,
+    k: usize,
+    width: usize,
+    pair: usize,
+}
+
+/// What a thread works in: a filled panel and the results of one unit.
+struct Workspace<P> {
+    w: Vec<[P; PANEL_K]>,
+    y: Vec<f32>,
+}
+
+type Fill<'a, P> = dyn Fn(Block, &mut [[P; PANEL_K]]) + Sync + 'a;
+
+fn gemm<P: Copy + Default + Send + Sync>(
+    cpu: &Cpu,
+    engine: &Engine<'_, P>,
+    shape: Shape,
+    x: &[f32],
+    y: &mut [f32],
+    fill: &Fill<'_, P>,
+) {
+    let Shape { m, n, k } = shape;
+    assert!(
+        x.len() == m * k && y.len() == m * n,
+        "{shape:?} wants x of m · k and y of m · n numbers, got {} and {}",
+        x.len(),
+        y.len()
+    );
+    if m == 0 || n == 0 || k == 0 {
+        return y.fill(0.0);
+    }
+    let threads = cpu.threads();
+    // Three shares of the rows a thread, so that none waits long for the last.
+    let rows = threads.share(n.div_ceil(3), engine.rows).min(PANEL_ROWS);
+    let spaces = Mutex::new(Vec::new());
+    for (x, y) in x.chunks(CHUNK_M * k).zip(y.chunks_mut(CHUNK_M * n)) {
+        let packed = pack(cpu, engine, x, k);
+        let m = y.len() / n;
+        let few_rows = n.div_ceil(rows) < threads.count();
+        let tokens = if few_rows { threads.share(m, engine.width) } else { m };
+        threads.tiles_mut(y, n, (tokens, rows), |_, tile| {
+            let space = lock(&spaces).pop();
+            let mut space = space.unwrap_or_else(|| Workspace {
+                w: vec![[P::default(); PANEL_K]; rows],
+                y: Vec::new(),
+            });
+            multiply_tile(engine, &packed, tile, &mut space, fill);
+            lock(&spaces).push(space);
+        });
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|broken| broken.into_inner())
+}
+
+/// One unit: some rows of the weight, all of K, some tokens.
+fn multiply_tile<P: Copy + Default>(
+    engine: &Engine<'_, P>,
+    x: &Packed<P>,
+    mut tile: Tile<'_, f32>,
+    space: &mut Workspace<P>,
+    fill: &Fill<'_, P>,
+) {
+    let (n, k) = (tile.cols(), x.k);
+    let panels = x.panels(tile.rows());
+    let padded_rows = n.len().next_multiple_of(engine.rows);
+    space.y.clear();
+    space.y.resize(padded_rows * x.tokens(panels.clone()), 0.0);
+    for start in (0..k).step_by(PANEL_K) {
+        let block = Block { n: n.clone(), k: start..k.min(start + PANEL_K) };
+        fill(block.clone(), &mut space.w[..n.len()]);
+        if !block.k.len().is_multiple_of(engine.pair) {
+            // The partner of the last k is zero in x; here it must not be infinite or NaN.
+            space.w[..n.len()].iter_mut().for_each(|row| row[block.k.len()] = P::default());
+        }
+        let mut y = space.y.as_mut_slice();
+        for p in panels.clone() {
+            let (x, width) = x.panel(p, &block.k);
+            let (first, rest) = y.split_at_mut(padded_rows * width);
+            (engine.multiply)(&space.w[..padded_rows], x, first, width);
+            y = rest;
+        }
+    }
+    write_out(x, panels, padded_rows, &space.y, &mut tile);
+}
+
+/// Turns the results (n, token) of a unit into rows of y (token, n).
+fn write_out<P: Copy>(
+    x: &Packed<P>,
+    panels: Range<usize>,
+    padded_rows: usize,
+    mut from: &[f32],
+    tile: &mut Tile<'_, f32>,
+) {
+    let mut tokens = 0..tile.rows().len();
+    for p in panels {
+        let width = x.width_of(p);
+        let (first, rest) = from.split_at(padded_rows * width);
+        from = rest;
+        for (lane, token) in tokens.by_ref().take(width).enumerate() {
+            for (y, row) in tile.row(token).iter_mut().zip(first.chunks_exact(width)) {
+                *y = row[lane];
+            }
+        }
+    }
+}
+
+fn pack<P: Copy + Default + Send>(
+    cpu: &Cpu,
+    engine: &Engine<'_, P>,
+    x: &[f32],
+    k: usize,
+) -> Packed<P> {
+    let tokens = x.len() / k;
+    let (width, pair) = (engine.width, engine.pair);
+    let last = if (1..=engine.narrow).contains(&(tokens % width)) { engine.narrow } else { width };
+    let padded = (tokens - 1) / width * width + last;
+    let k_padded = k.next_multiple_of(pair);
+    let mut data = vec![P::default(); padded * k_padded];
+    cpu.threads().chunks_mut(&mut data, width * k_padded, |p, panel| {
+        let width = panel.len() / k_padded;
+        for (lane, row) in x[p * engine.width * k..].chunks_exact(k).take(width).enumerate() {
+            for (i, &v) in row.iter().enumerate() {
+                panel[(i / pair * width + lane) * pair + i % pair] = (engine.round)(v);
+            }
+        }
+    });
+    Packed { data, k, width, pair }
+}
+
+impl<P: Copy> Packed<P> {
+    fn k_padded(&self) -> usize {
+        self.k.next_multiple_of(self.pair)
+    }
+
+    /// The panels of a range of tokens that starts at a panel's start.
+    fn panels(&self, tokens: Range<usize>) -> Range<usize> {
+        tokens.start / self.width..tokens.end.div_ceil(self.width)
+    }
+
+    fn width_of(&self, panel: usize) -> usize {
+        self.width.min(self.data.len() / self.k_padded() - panel * self.width)
+    }
+
+    fn tokens(&self, panels: Range<usize>) -> usize {
+        panels.map(|p| self.width_of(p)).sum()
+    }
+
+    /// The numbers of a panel for columns `k`, and how many tokens it has.
+    fn panel(&self, panel: usize, k: &Range<usize>) -> (&[P], usize) {
+        let width = self.width_of(panel);
+        let start = panel * self.width * self.k_padded() + k.start * width;
+        let len = k.len().next_multiple_of(self.pair) * width;
+        (&self.data[start..start + len], width)
+    }
+}
+
+/// The rounding of engines that multiply bf16.
+pub(super) fn to_bf16(v: f32) -> bf16 {
+    nearest_bf16(v)
+}
