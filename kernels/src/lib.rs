@@ -17,10 +17,10 @@
 pub mod activation;
 pub mod attention;
 mod cost;
+pub mod dense_linear;
 pub mod dtypes;
 pub mod embedding;
 pub mod ggml;
-pub mod dense_linear;
 pub mod isa;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
