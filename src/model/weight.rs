@@ -4,9 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use aolab_kernels::{Cost, Cpu, Shape};
-
-use self::naive as dense_linear;
+use aolab_kernels::{Cost, Cpu, Shape, dense_linear};
 use serde_json::Value as Json;
 
 use crate::error::{Error, Result};
@@ -60,7 +58,7 @@ pub trait Weight: Send + Sync + fmt::Debug {
 
     /// The name of the kernel that [`Weight::linear`] runs for `m` rows.
     fn kernel(&self, cpu: &Cpu, m: usize) -> String {
-        let dense = dense_linear::kernel_name("f32", cpu.isa(), m);
+        let dense = dense_linear::kernel_name(dense_linear::Format::F32, cpu.isa(), m);
         format!("dequantize + {dense}")
     }
 
@@ -189,30 +187,11 @@ impl Weight for DenseWeight {
     }
 
     fn kernel(&self, cpu: &Cpu, m: usize) -> String {
-        dense_linear::kernel_name(self.tensor.dtype().name(), cpu.isa(), m).to_owned()
-    }
-}
-
-mod naive {
-    //! Stands in until the kernel lands.
-    use aolab_kernels::{Cpu, Isa, Shape};
-    pub(super) fn kernel_name(_dtype: &str, _isa: Isa, _m: usize) -> &'static str {
-        "scalar-naive"
-    }
-    fn go(w: impl Fn(usize) -> f32, x: &[f32], y: &mut [f32], s: Shape) {
-        for m in 0..s.m {
-            for n in 0..s.n {
-                y[m * s.n + n] = (0..s.k).map(|k| x[m * s.k + k] * w(n * s.k + k)).sum();
-            }
-        }
-    }
-    pub(super) fn f32(_: &Cpu, w: &[f32], x: &[f32], y: &mut [f32], s: Shape) {
-        go(|i| w[i], x, y, s);
-    }
-    pub(super) fn bf16(_: &Cpu, w: &[half::bf16], x: &[f32], y: &mut [f32], s: Shape) {
-        go(|i| w[i].to_f32(), x, y, s);
-    }
-    pub(super) fn f16(_: &Cpu, w: &[half::f16], x: &[f32], y: &mut [f32], s: Shape) {
-        go(|i| w[i].to_f32(), x, y, s);
+        let format = match self.tensor.dtype() {
+            DType::F32 => dense_linear::Format::F32,
+            DType::BF16 => dense_linear::Format::Bf16,
+            _ => dense_linear::Format::F16,
+        };
+        dense_linear::kernel_name(format, cpu.isa(), m)
     }
 }
