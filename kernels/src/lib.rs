@@ -16,11 +16,16 @@
 
 pub mod activation;
 pub mod attention;
+mod block_int16;
 mod cost;
 pub mod dense_linear;
 pub mod dtypes;
 pub mod embedding;
+mod exact_f32;
 pub mod ggml;
+pub mod int4_linear;
+pub mod int8_activation;
+pub mod int8_linear;
 pub mod isa;
 #[cfg(target_arch = "x86_64")]
 mod lanes;

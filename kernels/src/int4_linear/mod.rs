@@ -1,0 +1,198 @@
+//! `y[m, n] = Σ_k x[m, k] · ((q[n, k] − 8) · scale[n, k / G] + zero[n, k / G])`
+//! x (M, K) f32 · q (N, K/2) u8 · scale, zero (N, K/G) f32 or bf16 → y (M, N) f32.
+//! Byte j of a row holds k = 2j in its low nibble and k = 2j + 1 in its high one, codes 0 to 15.
+//! Error: |y − f64 result| ≤ Σ_blocks amax(x in block) / 64000 · Σ|(q − 8) · scale| + K · 2⁻²² · Σ|x| · (15 · |scale| + |zero|), blocks of
+//! 128 (or what the group allows, 64 for groups of 32), because x is rounded to 16-bit integers once a call; rows under
+//! 256, other groups, and x with NaN or infinity are multiplied in f32 and keep only the second term.
+//! Source: torchao's tinygemm numerics (`zero` is a float and stands for the code 8); the split of 16-bit
+//! integers into two int8 planes for 8-bit multipliers is our own.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod planes;
+
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
+
+use crate::{Cost, Cpu, Isa, Shape, exact_f32};
+use planes::Planes;
+
+/// Scales or zeros as they are stored.
+#[derive(Clone, Copy, Debug)]
+pub enum Floats<'a> {
+    /// As f32.
+    F32(&'a [f32]),
+    /// As bf16.
+    Bf16(&'a [bf16]),
+}
+
+/// A weight (N, K), checked when it is used.
+#[derive(Clone, Copy, Debug)]
+pub struct Weight<'a> {
+    /// (N, K/2), two codes a byte.
+    pub qdata: &'a [u8],
+    /// (N, K / group_size).
+    pub scale: Floats<'a>,
+    /// (N, K / group_size): the value of code 8.
+    pub zero: Floats<'a>,
+    /// How many columns share a scale and a zero; even.
+    pub group_size: usize,
+}
+
+/// The shapes and group sizes that tests and benches run: group edges, odd groups, a decoder's layer.
+pub const SHAPES: [(Shape, usize); 13] = [
+    (Shape { m: 1, n: 1, k: 2 }, 2),
+    (Shape { m: 2, n: 3, k: 64 }, 32),
+    (Shape { m: 1, n: 5, k: 256 }, 128),
+    (Shape { m: 3, n: 17, k: 288 }, 32),
+    (Shape { m: 1, n: 7, k: 1056 }, 32),
+    (Shape { m: 4, n: 9, k: 320 }, 64),
+    (Shape { m: 5, n: 33, k: 768 }, 128),
+    (Shape { m: 6, n: 31, k: 768 }, 256),
+    (Shape { m: 8, n: 13, k: 576 }, 192),
+    (Shape { m: 2, n: 5, k: 480 }, 96),
+    (Shape { m: 13, n: 35, k: 660 }, 22),
+    (Shape { m: 37, n: 67, k: 512 }, 32),
+    (Shape { m: 64, n: 48, k: 2048 }, 128),
+];
+
+/// Rows shorter than this are multiplied in f32: making integers of x would cost as much as it saves.
+const SHORTEST_INTEGER_K: usize = 256;
+
+/// `y = x · dequantize(w)ᵀ`.
+pub fn weight_only(cpu: &Cpu, w: Weight<'_>, x: &[f32], y: &mut [f32], shape: Shape) {
+    let Shape { m, n, k } = shape;
+    let g = w.group_size;
+    assert!(g > 0 && g.is_multiple_of(2), "groups of {g} are not of whole bytes");
+    assert!(k.is_multiple_of(g), "groups of {g} do not divide K = {k}");
+    assert!(w.qdata.len() == n * k / 2, "{} bytes are not a weight of {n} × {k}", w.qdata.len());
+    assert!(w.scale.len() == n * (k / g), "{} scales are not {n} × {k} / {g}", w.scale.len());
+    assert!(w.zero.len() == n * (k / g), "{} zeros are not {n} × {k} / {g}", w.zero.len());
+    assert!(x.len() == m * k, "{} activations are not {m} × {k}", x.len());
+    assert!(y.len() == m * n, "{} results are not {m} × {n}", y.len());
+    let planes = block(g, k).and_then(|block| Planes::new(cpu.isa(), x, (k, g), block));
+    let rows = Rows { w, k };
+    match (cpu.isa(), planes) {
+        (Isa::Scalar | Isa::Neon(_), _) => scalar(rows, x, y, shape),
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx2(avx2), Some(x)) => avx2::weight_only(avx2, cpu, rows, &x, y),
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512(avx512), Some(x)) => avx2::weight_only(avx512.avx2(), cpu, rows, &x, y),
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512Vnni(vnni), Some(x)) => {
+            avx2::weight_only(vnni.avx512().avx2(), cpu, rows, &x, y);
+        }
+        _ => exact_f32::linear(cpu, x, y, shape, |n, row| rows.dequantize(n, row)),
+    }
+}
+
+/// What a call moves and computes; a scale or a zero has `bytes_per_scale` bytes.
+pub fn cost(shape: Shape, group_size: usize, bytes_per_scale: usize) -> Cost {
+    let (m, n, k) = (shape.m as u64, shape.n as u64, shape.k as u64);
+    let groups = n * k / group_size as u64;
+    let bytes = n * k / 2 + 2 * groups * bytes_per_scale as u64 + 4 * (m * k + m * n);
+    Cost { bytes, flops: 2 * m * n * k }
+}
+
+/// The kernel that multiplies `m` rows of finite activations, K at least 256 and 64 dividing the groups
+/// (or groups of 32), on `isa`.
+pub fn kernel_name(isa: Isa, m: usize) -> &'static str {
+    match (isa, m) {
+        (Isa::Avx2(_) | Isa::Avx512(_) | Isa::Avx512Vnni(_), _) => "x86-int4xint16-avx2",
+        (Isa::Scalar | Isa::Neon(_), _) => "scalar-int4xf32",
+    }
+}
+
+/// How many activations share a scale, if integers are used.
+fn block(group_size: usize, k: usize) -> Option<usize> {
+    match group_size {
+        _ if k < SHORTEST_INTEGER_K => None,
+        g if g.is_multiple_of(128) => Some(128),
+        g if g.is_multiple_of(64) || g == 32 => Some(64),
+        _ => None,
+    }
+}
+
+impl Floats<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Floats::F32(v) => v.len(),
+            Floats::Bf16(v) => v.len(),
+        }
+    }
+
+    /// Row `n` of `length` numbers, as f32.
+    fn row(&self, n: usize, length: usize) -> Cow<'_, [f32]> {
+        match self {
+            Floats::F32(v) => Cow::Borrowed(&v[n * length..][..length]),
+            Floats::Bf16(v) => Cow::Owned(v[n * length..][..length].to_f32_vec()),
+        }
+    }
+}
+
+/// A weight with its row length.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    w: Weight<'a>,
+    k: usize,
+}
+
+impl Rows<'_> {
+    fn groups(&self) -> usize {
+        self.k / self.w.group_size
+    }
+
+    fn codes(&self, n: usize) -> &[u8] {
+        &self.w.qdata[n * self.k / 2..][..self.k / 2]
+    }
+
+    fn scale(&self, n: usize) -> Cow<'_, [f32]> {
+        self.w.scale.row(n, self.groups())
+    }
+
+    fn zero(&self, n: usize) -> Cow<'_, [f32]> {
+        self.w.zero.row(n, self.groups())
+    }
+
+    /// Row `n` in f32; the factor of its sums is 1.
+    fn dequantize(&self, n: usize, row: &mut [f32]) -> f32 {
+        let g = self.w.group_size;
+        let groups = row.chunks_exact_mut(g).zip(self.codes(n).chunks_exact(g / 2));
+        for ((row, codes), (scale, zero)) in
+            groups.zip(self.scale(n).iter().zip(self.zero(n).iter()))
+        {
+            for (pair, &byte) in row.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
+                *pair = nibbles(byte).map(|q| (f32::from(q) - 8.0) * scale + zero);
+            }
+        }
+        1.0
+    }
+}
+
+/// The codes of k = 2j and k = 2j + 1.
+fn nibbles(byte: u8) -> [u8; 2] {
+    [byte & 15, byte >> 4]
+}
+
+/// Scalar oracle: the formula with sums in f64.
+#[expect(clippy::cast_possible_truncation, reason = "the result is f32")]
+fn scalar(w: Rows<'_>, x: &[f32], y: &mut [f32], Shape { n, k, .. }: Shape) {
+    let g = w.w.group_size;
+    for n_row in 0..n {
+        let (scale, zero) = (w.scale(n_row), w.zero(n_row));
+        let codes = w.codes(n_row).iter().flat_map(|&byte| nibbles(byte));
+        let row: Vec<f64> = codes
+            .enumerate()
+            .map(|(k, q)| (f64::from(q) - 8.0) * f64::from(scale[k / g]) + f64::from(zero[k / g]))
+            .collect();
+        for (m, y) in y.chunks_exact_mut(n).enumerate() {
+            let x = &x[m * k..][..k];
+            y[n_row] = x.iter().zip(&row).map(|(&x, w)| f64::from(x) * w).sum::<f64>() as f32;
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Activations as the 4-bit kernels read them: 16-bit integers as two int8 planes, even k apart from odd k.
+
+use crate::Isa;
+use crate::block_int16::BlockInt16;
+
+/// 64 activations, in the order in which 32 bytes of codes meet them: the low nibbles are even k, the high ones odd k.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plane64 {
+    /// `q = 256 · high + low`.
+    pub(super) high: Halves,
+    pub(super) low: Halves,
+}
+
+/// 32 numbers of even k and 32 of odd k.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Halves {
+    pub(super) even: [i8; 32],
+    pub(super) odd: [i8; 32],
+}
+
+/// All activations of a call.
+#[derive(Debug)]
+pub(super) struct Planes {
+    planes: Vec<Plane64>,
+    integers: BlockInt16,
+    /// (M, K/G): −8 times the sum of a group's rounded activations, what `scale` is still to be multiplied with.
+    minus_eight: Vec<f32>,
+    /// (M, K/G): the sum of a group's activations, what `zero` is multiplied with.
+    sum: Vec<f32>,
+    groups: usize,
+}
+
+/// One row of activations.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PlaneRow<'a> {
+    pub(super) planes: &'a [Plane64],
+    pub(super) scale: &'a [f32],
+    pub(super) minus_eight: &'a [f32],
+    pub(super) sum: &'a [f32],
+}
+
+impl Planes {
+    /// `x` (rows of K, groups of G) in blocks; `None` as [`BlockInt16::new`].
+    pub(super) fn new(isa: Isa, x: &[f32], (k, g): (usize, usize), block: usize) -> Option<Planes> {
+        let integers = BlockInt16::new(isa, x, k, block)?;
+        let planes = integers.q.as_chunks::<64>().0.iter().map(Plane64::new).collect();
+        let sum = x.chunks_exact(g).map(sum_f32).collect();
+        let rows = x.len() / k.max(1);
+        let minus_eight = (0..rows).flat_map(|m| group_sums(&integers, m, (k, g))).collect();
+        Some(Planes { planes, integers, minus_eight, sum, groups: k / g })
+    }
+
+    /// How many activations share a scale.
+    pub(super) fn block(&self) -> usize {
+        self.integers.block
+    }
+
+    /// M.
+    pub(super) fn rows(&self) -> usize {
+        self.integers.q.len() / self.integers.padded_k
+    }
+
+    pub(super) fn row(&self, m: usize) -> PlaneRow<'_> {
+        let length = self.integers.padded_k / 64;
+        PlaneRow {
+            planes: &self.planes[m * length..][..length],
+            scale: self.integers.row_scale(m),
+            minus_eight: &self.minus_eight[m * self.groups..][..self.groups],
+            sum: &self.sum[m * self.groups..][..self.groups],
+        }
+    }
+}
+
+impl Plane64 {
+    fn new(q: &[i16; 64]) -> Plane64 {
+        let pairs = q.as_chunks::<2>().0;
+        let halves = |byte: fn(i16) -> i8| Halves {
+            even: std::array::from_fn(|i| byte(pairs[i][0])),
+            odd: std::array::from_fn(|i| byte(pairs[i][1])),
+        };
+        Plane64 { high: halves(high), low: halves(low) }
+    }
+}
+
+/// The lower byte, signed.
+fn low(q: i16) -> i8 {
+    i8::from_le_bytes([q.to_le_bytes()[0]])
+}
+
+/// What is left, in 256ths.
+fn high(q: i16) -> i8 {
+    i8::from_le_bytes([(q - i16::from(low(q))).to_le_bytes()[1]])
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "rounded once, to f32")]
+fn sum_f32(x: &[f32]) -> f32 {
+    x.iter().map(|&x| f64::from(x)).sum::<f64>() as f32
+}
+
+/// −8 · Σ q · scale over each group of row `m`.
+#[expect(clippy::cast_possible_truncation, reason = "rounded once, to f32")]
+fn group_sums(
+    integers: &BlockInt16,
+    m: usize,
+    (k, g): (usize, usize),
+) -> impl Iterator<Item = f32> {
+    // A group of 32 shares its block with its neighbour; a longer one has whole blocks.
+    let piece = g.min(integers.block);
+    let (q, scale) = (&integers.row(m)[..k], integers.row_scale(m));
+    let block = integers.block;
+    q.chunks_exact(g).enumerate().map(move |(i, q)| {
+        let pieces = q.chunks_exact(piece).enumerate().map(|(j, q)| {
+            let sum: i32 = q.iter().map(|&q| i32::from(q)).sum();
+            f64::from(sum) * f64::from(scale[(i * g + j * piece) / block])
+        });
+        (-8.0 * pieces.sum::<f64>()) as f32
+    })
+}
