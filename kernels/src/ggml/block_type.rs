@@ -67,6 +67,18 @@ impl BlockType {
         BlockType::Bf16,
     ];
 
+    /// The type of discriminant `index`, for functions that have it as a constant parameter.
+    pub(super) const fn from_index(index: u8) -> BlockType {
+        let mut i = 0;
+        while i < BlockType::ALL.len() {
+            if BlockType::ALL[i] as u8 == index {
+                return BlockType::ALL[i];
+            }
+            i += 1;
+        }
+        BlockType::F32
+    }
+
     /// The type that a GGUF file calls `id`.
     pub fn from_ggml_id(id: u32) -> Option<BlockType> {
         BlockType::ALL.into_iter().find(|ty| ty.ggml_id() == id)

@@ -1,9 +1,12 @@
 //! The block formats of llama.cpp's GGUF files.
 //!
-//! [`BlockType`] names a format, [`dequantize`] defines it, [`quantize`] writes the simple ones.
+//! [`BlockType`] names a format, [`dequantize`] defines it, [`quantize`] writes the simple ones, and
+//! [`linear`] multiplies by weights in every one of them.
 
 mod block_type;
 mod dequantize;
+mod fields;
+pub mod linear;
 mod quantize;
 #[cfg(test)]
 mod tests;

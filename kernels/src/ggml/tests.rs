@@ -186,6 +186,20 @@ fn dequantize_follows_the_bits() {
 }
 
 #[test]
+fn writing_the_fields_gives_the_block_back() {
+    for ty in quantized() {
+        let blocks = Random(u64::from(ty.ggml_id()) + 200).blocks(ty, 30);
+        let mut read = fields::Fields::ZERO;
+        for block in blocks.chunks(ty.block_bytes()) {
+            let mut written = vec![0xff; block.len()];
+            fields::reader(ty)(block, &mut read);
+            fields::write(ty, &read, &mut written);
+            assert_eq!(written, block, "{}", ty.name());
+        }
+    }
+}
+
+#[test]
 fn blocks_written_by_hand() {
     // 0x3c00 is 1.0 and 0xc000 is −2.0 in f16.
     let mut q4_1 = vec![0x00, 0x3c, 0x00, 0xc0];
