@@ -15,3 +15,17 @@ pub mod tensor;
 pub use aolab_kernels as kernels;
 pub use error::{Error, Result};
 pub use tensor::{DType, Tensor};
+
+/// Loads the model that `source` names: `tiny`, a folder, a .safetensors or .gguf file, `hf:ORG/NAME`.
+///
+/// ```
+/// # fn main() -> aolab::Result<()> {
+/// let model = aolab::load("tiny")?;
+/// assert_eq!(model.parameters(), 6_819_072);
+/// # Ok(()) }
+/// ```
+pub fn load(source: &str) -> Result<model::Model> {
+    let options = io::LoadOptions::new(quantization::read_weight);
+    let found = io::open(source, &options)?;
+    model::Model::build(&found.name, found.config, &*found.parameters, found.tokenizer)
+}
