@@ -58,7 +58,8 @@ fn hidden_states_and_logits_equal_transformers_on_every_isa() {
     for isa in Isa::available() {
         let cpu = Cpu::with_isa(isa, Some(2));
         for row in 0..2 {
-            let tokens: Vec<u32> = ids[row * 64..][..64].iter().map(|id| id.cast_unsigned()).collect();
+            let tokens: Vec<u32> =
+                ids[row * 64..][..64].iter().map(|id| id.cast_unsigned()).collect();
             let mut seen = Hidden::default();
             let mut context = model.context(64);
             let out = model.forward(&cpu, &tokens, &mut context, &mut seen).expect("forward");

@@ -26,6 +26,11 @@ pub trait Weight: Send + Sync + fmt::Debug {
         String::new()
     }
 
+    /// The dtype that the weight came in: scales that follow the weight's dtype follow this one.
+    fn dtype(&self) -> DType {
+        DType::F32
+    }
+
     /// Writes rows `rows` as f32, row-major, into `out` (`rows.len() · K` values).
     fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
 
@@ -58,8 +63,7 @@ pub trait Weight: Send + Sync + fmt::Debug {
 
     /// The name of the kernel that [`Weight::linear`] runs for `m` rows.
     fn kernel(&self, cpu: &Cpu, m: usize) -> String {
-        let dense = dense_linear::kernel_name(dense_linear::Format::F32, cpu.isa(), m);
-        format!("dequantize + {dense}")
+        dequantize_then_multiply_name(cpu, m)
     }
 
     /// What one call of [`Weight::linear`] moves and computes.
@@ -73,7 +77,8 @@ pub trait Weight: Send + Sync + fmt::Debug {
 /// Rows of the weight that are expanded at once: few enough to stay in a core's L2 cache.
 const ROWS_AT_ONCE: usize = 64;
 
-fn dequantize_then_multiply<W: Weight + ?Sized>(
+/// `y = x · dequantize(weight)ᵀ`, a block of rows at a time: what [`Weight::linear`] does by default.
+pub fn dequantize_then_multiply<W: Weight + ?Sized>(
     weight: &W,
     cpu: &Cpu,
     x: &[f32],
@@ -94,6 +99,12 @@ fn dequantize_then_multiply<W: Weight + ?Sized>(
         }
     }
     Ok(())
+}
+
+/// The name of [`dequantize_then_multiply`] for `m` rows.
+pub fn dequantize_then_multiply_name(cpu: &Cpu, m: usize) -> String {
+    let dense = dense_linear::kernel_name(dense_linear::Format::F32, cpu.isa(), m);
+    format!("dequantize + {dense}")
 }
 
 /// Checks the lengths of a linear layer's call, once, at the door.
@@ -151,6 +162,10 @@ impl Weight for DenseWeight {
 
     fn workflow(&self) -> String {
         self.tensor.dtype().to_string()
+    }
+
+    fn dtype(&self) -> DType {
+        self.tensor.dtype()
     }
 
     fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {

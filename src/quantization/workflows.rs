@@ -1,0 +1,53 @@
+//! The list of workflows: from it come the reading of configurations and weights, and the support table.
+
+use std::sync::Arc;
+
+use super::config::Typed;
+use super::stored::Stored;
+use super::{Recipe, int4_weight_only, int8_dynamic, int8_weight_only};
+use crate::error::Result;
+use crate::model::Weight;
+use crate::table::Table;
+
+/// What there is to know of a workflow.
+#[derive(Clone, Copy, Debug)]
+pub struct Workflow {
+    /// Its command: `int4-weight-only`.
+    pub name: &'static str,
+    /// The ids of what it does in the list of torchao's features.
+    pub ids: &'static [&'static str],
+    /// torchao's configuration class.
+    pub config_type: &'static str,
+    /// The `_type` of its weights in files.
+    pub weight_type: &'static str,
+    /// Which granularities it takes.
+    pub granularity: &'static str,
+    /// The kernels that multiply with its weights.
+    pub kernel: &'static str,
+    pub(super) config_from_dict: fn(&Typed<'_>) -> Result<Arc<dyn Recipe>>,
+    pub(super) read_weight: fn(&Typed<'_>, Stored) -> Result<Arc<dyn Weight>>,
+}
+
+/// Every workflow.
+pub const WORKFLOWS: [Workflow; 3] =
+    [int4_weight_only::WORKFLOW, int8_dynamic::WORKFLOW, int8_weight_only::WORKFLOW];
+
+/// The workflows as a table, as the README shows them.
+pub fn support_table() -> Result<Table> {
+    let mut table = Table::new("Workflows")
+        .column("workflow")
+        .column("torchao")
+        .column("granularity")
+        .column("CPU kernel")
+        .column("ids");
+    for workflow in WORKFLOWS {
+        table.push([
+            workflow.name.into(),
+            workflow.config_type.into(),
+            workflow.granularity.into(),
+            workflow.kernel.into(),
+            workflow.ids.join(", ").into(),
+        ])?;
+    }
+    Ok(table)
+}
