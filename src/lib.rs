@@ -1,20 +1,27 @@
 //! aolab: torchao's job done in Rust, as a laboratory.
 #![forbid(unsafe_code)]
 
+pub mod command;
 pub mod data;
 pub mod error;
 pub mod eval;
 pub mod generate;
 pub mod io;
+pub mod language;
 pub mod model;
 pub mod quantization;
 pub mod rng;
+pub mod session;
+pub mod summary;
 pub mod table;
 pub mod tensor;
+pub mod value;
 
 pub use aolab_kernels as kernels;
 pub use error::{Error, Result};
+pub use session::Session;
 pub use tensor::{DType, Tensor};
+pub use value::{Kind, Value};
 
 /// Loads the model that `source` names: `tiny`, a folder, a .safetensors or .gguf file, `hf:ORG/NAME`.
 ///

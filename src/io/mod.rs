@@ -3,7 +3,7 @@
 //! Files are mapped into memory and checked before anything is allocated for what they promise. A tensor
 //! that is read shares the mapped bytes, so that no whole model is ever copied.
 
-mod files;
+pub(crate) mod files;
 mod hf;
 mod parameters;
 pub mod safetensors;

@@ -1,0 +1,149 @@
+//! The program's own flags, which may stand before or after the command.
+
+use std::ffi::OsString;
+
+use aolab::command::{find, overview};
+use clap::{CommandFactory as _, FromArgMatches as _};
+
+/// torchao's job done in Rust, as a laboratory: quantize a model, see what it cost, keep the result.
+///
+/// Without a command it reads lines: from a terminal with completion and history, else as a script.
+#[derive(Debug, clap::Parser)]
+#[command(
+    name = "aolab",
+    version,
+    override_usage = "aolab [OPTIONS] [COMMAND …]\n       aolab [OPTIONS] -c LINES\n       aolab [OPTIONS] run FILE.ao|FILE.md"
+)]
+pub(super) struct Arguments {
+    /// Run these lines: `aolab -c "load tiny | size"`
+    #[arg(short = 'c', value_name = "LINES", conflicts_with = "words")]
+    pub(super) lines: Option<String>,
+    /// Print each result as one JSON document
+    #[arg(long)]
+    pub(super) json: bool,
+    /// No progress bars and no remarks
+    #[arg(long, short)]
+    pub(super) quiet: bool,
+    /// No colors (so does the environment's NO_COLOR)
+    #[arg(long)]
+    pub(super) no_color: bool,
+    /// How many threads kernels run on [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(super) threads: Option<u16>,
+    /// The instruction set that kernels use: scalar, avx2, avx512, avx512vnni, neon [default: the fastest]
+    #[arg(long, value_name = "NAME")]
+    pub(super) isa: Option<String>,
+    /// Where random draws start [default: 0]
+    #[arg(long, value_name = "N")]
+    pub(super) seed: Option<u64>,
+    /// The command and its arguments; a `|` in quotes is a pipe
+    #[arg(
+        value_name = "COMMAND",
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        hide = true
+    )]
+    pub(super) words: Vec<String>,
+}
+
+/// Flags of ours with a value; those without one are `SWITCHES`.
+const OPTIONS: [&str; 3] = ["--threads", "--isa", "--seed"];
+const SWITCHES: [&str; 3] = ["--json", "--quiet", "--no-color"];
+
+impl Arguments {
+    /// Reads the command line; help and version are errors too, as clap has it.
+    pub(super) fn read(
+        words: impl IntoIterator<Item = OsString>,
+    ) -> Result<Arguments, clap::Error> {
+        let command = || Arguments::command().after_help(overview()).term_width(100);
+        let words: Vec<OsString> = words.into_iter().collect();
+        let matches = command().try_get_matches_from(words)?;
+        let mut arguments = Arguments::from_arg_matches(&matches)?;
+        let (ours, rest) = lift(&arguments.words);
+        if !ours.is_empty() {
+            let ours = std::iter::once("aolab".to_owned()).chain(ours);
+            let lifted = Arguments::from_arg_matches(&command().try_get_matches_from(ours)?)?;
+            arguments = arguments.with(lifted);
+        }
+        arguments.words = rest;
+        Ok(arguments)
+    }
+
+    fn with(self, later: Arguments) -> Arguments {
+        Arguments {
+            lines: self.lines,
+            json: self.json | later.json,
+            quiet: self.quiet | later.quiet,
+            no_color: self.no_color | later.no_color,
+            threads: later.threads.or(self.threads),
+            isa: later.isa.or(self.isa),
+            seed: later.seed.or(self.seed),
+            words: self.words,
+        }
+    }
+}
+
+/// Takes our flags out of a command's words, except those that the command has itself.
+fn lift(words: &[String]) -> (Vec<String>, Vec<String>) {
+    let own = flags_of(words);
+    let (mut ours, mut rest) = (Vec::new(), Vec::new());
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let flag = word.split('=').next().unwrap_or_default();
+        let is_ours = |flags: &[&str]| flags.contains(&flag) && !own.iter().any(|own| own == flag);
+        if word == "--" {
+            rest.push(word.clone());
+            rest.extend(words.by_ref().cloned());
+        } else if is_ours(&SWITCHES) {
+            ours.push(word.clone());
+        } else if is_ours(&OPTIONS) {
+            ours.push(word.clone());
+            if !word.contains('=') {
+                ours.extend(words.next().cloned());
+            }
+        } else {
+            rest.push(word.clone());
+        }
+    }
+    (ours, rest)
+}
+
+/// The long flags of every command among `words` and of its subcommands.
+fn flags_of(words: &[String]) -> Vec<String> {
+    let stages = words.split(|word| word == "|");
+    let entries = stages.filter_map(|stage| find(stage.first()?));
+    let mut flags = Vec::new();
+    for entry in entries {
+        let command = entry.clap();
+        let all = std::iter::once(&command).chain(command.get_subcommands());
+        let longs = all.flat_map(|command| command.get_arguments().filter_map(clap::Arg::get_long));
+        flags.extend(longs.map(|long| format!("--{long}")));
+    }
+    flags
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Arguments {
+        let words = std::iter::once("aolab").chain(line.split(' ')).map(OsString::from);
+        Arguments::read(words).expect("a command line")
+    }
+
+    #[test]
+    fn our_flags_stand_before_or_behind_the_command() {
+        for line in [
+            "--json --threads 2 size tiny",
+            "size tiny --json --threads=2",
+            "--json size --threads 2 tiny",
+        ] {
+            let arguments = read(line);
+            assert!(arguments.json, "{line}");
+            assert_eq!(arguments.threads, Some(2), "{line}");
+            assert_eq!(arguments.words, ["size", "tiny"], "{line}");
+        }
+        assert_eq!(read("echo -- --json").words, ["echo", "--", "--json"]);
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,108 @@
+//! The command line: `aolab CMD …`, `aolab -c LINES`, scripts on standard input, or the REPL.
+
+mod arguments;
+mod terminal;
+
+use std::ffi::OsString;
+use std::io::{IsTerminal as _, Read as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use aolab::error::AtPath as _;
+use aolab::language::program_of_words;
+use aolab::{Error, Result, Session};
+
+use arguments::Arguments;
+use terminal::Style;
+pub(crate) use terminal::Terminal;
+
+/// What `main` read from the environment.
+#[derive(Debug)]
+pub(crate) struct Environment {
+    /// `NO_COLOR` is set and not empty.
+    pub(crate) no_color: bool,
+    /// `TERM` is `dumb` or not set.
+    pub(crate) dumb_terminal: bool,
+    /// Where the REPL keeps its lines.
+    pub(crate) history_file: Option<PathBuf>,
+}
+
+/// Does what the arguments say, and gives the exit code: 2 for usage, 130 for Ctrl-C, 1 for other errors.
+pub(crate) fn main(
+    words: impl IntoIterator<Item = OsString>,
+    environment: &Environment,
+) -> ExitCode {
+    let arguments = match Arguments::read(words) {
+        Ok(arguments) => arguments,
+        Err(shown) => return ended_by(&shown),
+    };
+    let mut session = Session::new();
+    let stop = session.cancel_flag();
+    let terminal = Arc::new(Terminal::new(Style::of(&arguments, environment), Arc::clone(&stop)));
+    session.set_front_end(Arc::clone(&terminal) as _);
+    let result = prepare(&arguments, &mut session, &stop)
+        .and_then(|()| work(&arguments, environment, &mut session, &terminal));
+    // Whoever read our output has left (`| head`): that is their wish, not a failure.
+    if terminal.reader_left() {
+        return ExitCode::SUCCESS;
+    }
+    match result.and_then(|()| terminal.finish()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            terminal.error(&error);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Help and version go to standard output and succeed; mistakes go to standard error.
+fn ended_by(shown: &clap::Error) -> ExitCode {
+    // If even this cannot be written there is nobody to tell.
+    let _ = shown.print();
+    ExitCode::from(u8::try_from(shown.exit_code()).unwrap_or(2))
+}
+
+fn prepare(arguments: &Arguments, session: &mut Session, stop: &Arc<AtomicBool>) -> Result<()> {
+    if let Some(threads) = arguments.threads {
+        session.set_threads(usize::from(threads));
+    }
+    if let Some(isa) = &arguments.isa {
+        session.set_isa(isa)?;
+    }
+    if let Some(seed) = arguments.seed {
+        session.set_seed(seed);
+    }
+    let stop = Arc::clone(stop);
+    let handler = move || {
+        // Work stops at the first Ctrl-C as soon as it can, and the program at the second.
+        if stop.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    };
+    ctrlc::set_handler(handler)
+        .map_err(|error| Error::invalid(format!("Ctrl-C cannot be caught: {error}")))
+}
+
+fn work(
+    arguments: &Arguments,
+    environment: &Environment,
+    session: &mut Session,
+    terminal: &Terminal,
+) -> Result<()> {
+    let stdin = std::io::stdin();
+    if let Some(lines) = &arguments.lines {
+        session.run(lines)?;
+    } else if !arguments.words.is_empty() {
+        let (source, program) = program_of_words(&arguments.words)?;
+        session.run_program(&source, &program)?;
+    } else if stdin.is_terminal() && std::io::stdout().is_terminal() {
+        return crate::repl::run(session, terminal, environment);
+    } else {
+        let mut script = String::new();
+        stdin.lock().read_to_string(&mut script).at("standard input")?;
+        session.run_script("standard input", &script)?;
+    }
+    Ok(())
+}

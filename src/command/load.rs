@@ -1,0 +1,41 @@
+//! `load`
+
+use super::{Command, Example, Group, Output};
+use crate::error::Result;
+use crate::session::Session;
+use crate::value::{Kind, Value};
+
+/// Load a model: the built-in one, a folder, a file, or from Hugging Face.
+///
+/// `tiny` is a small language model inside the program; it needs no network. A folder holds config.json,
+/// model.safetensors (or shards with an index) and tokenizer.json; a file is .safetensors or .gguf.
+/// `hf:ORG/NAME` fetches a folder once and keeps it in Hugging Face's cache.
+#[derive(Debug, clap::Args)]
+pub(super) struct Load {
+    /// `tiny`, a folder, a file, or hf:ORG/NAME
+    #[arg(value_name = "MODEL")]
+    model: String,
+}
+
+impl Command for Load {
+    const NAME: &'static str = "load";
+    const GROUP: Group = Group::Model;
+    const INPUT: &'static [Kind] = &[Kind::Nothing];
+    const OUTPUT: Output = Output::Is(Kind::Model);
+    const EXAMPLES: &'static [Example] = &[
+        Example {
+            line: "load tiny",
+            about: "the built-in model becomes the one that commands work on",
+            expect: "tiny: ",
+        },
+        Example {
+            line: "base = load tiny; $base | size",
+            about: "keep it under a name as well",
+            expect: "total",
+        },
+    ];
+
+    fn run(self, session: &mut Session, _input: Value) -> Result<Value> {
+        session.model_called(&self.model).map(Value::Model)
+    }
+}

@@ -1,0 +1,62 @@
+//! The commands: one file each, from which the command line, the REPL, the reference page and the tests come.
+//!
+//! # How to add a command
+//!
+//! 1. `src/command/NAME.rs` with a `#[derive(Debug, clap::Args)]` struct. Its doc comment is the help: the first
+//!    paragraph is the line in `aolab --help`, the rest is shown by `help NAME`. The fields' doc comments
+//!    are the help of flags. A subcommand is a field `#[command(subcommand)]` of an enum that derives
+//!    `clap::Subcommand`. `value_name` says what the REPL completes: `MODEL` (variables, `tiny`, paths),
+//!    `LAYER`, `FILE`, `DIR`, `PATH`, `COMMAND`; enum values come from `clap::ValueEnum`.
+//! 2. `impl Command for …`: its name, what it takes from a pipe ([`Command::INPUT`]), what it gives
+//!    ([`Command::OUTPUT`]), [`Command::EXAMPLES`], and `run`, which calls the library and holds no logic that a
+//!    library user would miss. Results are returned, never printed; remarks go to `session.note`,
+//!    long loops call `session.task("reading")` and pass `&mut |done, total| task.progress(done, total)` on: it shows a bar and hears Ctrl-C.
+//! 3. Two lines here: `mod NAME;` and `Entry::of::<NAME::Struct>(),` in [`COMMANDS`].
+//! 4. `AOLAB_BLESS=1 cargo test --test examples` runs every example and writes `tutorials/reference.md`.
+
+mod clap_faults;
+mod entry;
+mod pipeline;
+mod reference;
+
+mod echo;
+mod help;
+mod history;
+mod load;
+mod quit;
+mod redo;
+mod run;
+mod save;
+mod script;
+mod set;
+mod show;
+mod size;
+mod undo;
+mod vars;
+
+pub use entry::{Command, Entry, Example, Group, Output};
+pub use pipeline::usage_line;
+pub use reference::{overview, reference_page};
+
+/// Every command, in the order in which help lists them.
+pub static COMMANDS: &[Entry] = &[
+    Entry::of::<load::Load>(),
+    Entry::of::<show::Show>(),
+    Entry::of::<size::Size>(),
+    Entry::of::<save::Save>(),
+    Entry::of::<vars::Vars>(),
+    Entry::of::<undo::Undo>(),
+    Entry::of::<redo::Redo>(),
+    Entry::of::<history::History>(),
+    Entry::of::<run::Run>(),
+    Entry::of::<set::Set>(),
+    Entry::of::<echo::Echo>(),
+    Entry::of::<help::Help>(),
+    Entry::of::<quit::Quit>(),
+];
+
+/// The command called `name`.
+pub fn find(name: &str) -> Option<&'static Entry> {
+    let name = if name == "exit" { "quit" } else { name };
+    COMMANDS.iter().find(|entry| entry.name == name)
+}

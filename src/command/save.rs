@@ -1,0 +1,124 @@
+//! `save`
+
+use std::path::{Path, PathBuf};
+
+use super::{Command, Example, Group, Output};
+use crate::error::{Error, Result};
+use crate::io::{self, files};
+use crate::session::Session;
+use crate::table::Table;
+use crate::value::{Kind, Value};
+
+/// Save a model as a folder, a table, or the session as a script.
+///
+/// The name says what: DIR is the model in Hugging Face's layout, quantized weights in their packed form, which
+/// `load DIR` reads back bit for bit; NAME.csv, .json, .md or .html is the table; NAME.txt is the text; NAME.ao is
+/// what was done in this session, as a script that does it again. At the start of a line the latest model or
+/// table is taken. Files appear under their name only when they are complete.
+#[derive(Debug, clap::Args)]
+pub(super) struct Save {
+    /// A folder, or a file with one of the endings above
+    #[arg(value_name = "PATH")]
+    path: PathBuf,
+    /// Replace the model that is in the folder already
+    #[arg(long)]
+    overwrite: bool,
+}
+
+impl Command for Save {
+    const NAME: &'static str = "save";
+    const GROUP: Group = Group::Model;
+    const INPUT: &'static [Kind] =
+        &[Kind::Nothing, Kind::Text, Kind::Model, Kind::Table, Kind::Figure];
+    const OUTPUT: Output = Output::SameAsInput;
+    const EXAMPLES: &'static [Example] = &[
+        Example {
+            line: "load tiny | save copy; load copy | size",
+            about: "a model as a folder, and back",
+            expect: "Size of copy",
+        },
+        Example {
+            line: "load tiny | size | save sizes.csv",
+            about: "a table for a spreadsheet",
+            expect: "total",
+        },
+        Example {
+            line: "load tiny; size; save steps.ao",
+            about: "this session as a script",
+            expect: "steps.ao",
+        },
+    ];
+
+    fn run(self, session: &mut Session, input: Value) -> Result<Value> {
+        let path = &self.path;
+        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+        let latest = |kinds: &[Kind]| match &input {
+            Value::Nothing => session.latest(kinds).cloned().ok_or_else(|| {
+                Error::usage(format!(
+                    "there is {} to save yet",
+                    Kind::list(kinds).replace("a ", "no ")
+                ))
+            }),
+            piped if kinds.contains(&piped.kind()) => Ok(piped.clone()),
+            piped => Err(Error::usage(format!(
+                "{} takes {}, got {}; {}",
+                path.display(),
+                Kind::list(kinds),
+                piped.kind().with_article(),
+                endings(piped.kind()),
+            ))),
+        };
+        match extension {
+            "ao" => write(path, session.script().as_bytes())?,
+            "csv" | "json" | "md" | "html" => {
+                write(
+                    path,
+                    table_as(&latest(&[Kind::Table])?.into_table()?, extension)?.as_bytes(),
+                )?;
+            }
+            "txt" => {
+                write(path, latest(&[Kind::Table, Kind::Text])?.to_text(None, false).as_bytes())?
+            }
+            _ => save_model(path, &latest(&[Kind::Model])?.into_model()?, self.overwrite)?,
+        }
+        session.note(&format!("saved {}", path.display()));
+        Ok(input)
+    }
+}
+
+fn endings(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Table => "a table goes into NAME.csv, .json, .md, .html or .txt",
+        Kind::Figure => "a figure goes into NAME.svg or .png",
+        Kind::Text => "a text goes into NAME.txt",
+        _ => "a model goes into a folder, whose name has none of these endings",
+    }
+}
+
+fn table_as(table: &Table, extension: &str) -> Result<String> {
+    Ok(match extension {
+        "csv" => table.to_csv(),
+        "md" => table.to_markdown(),
+        "html" => table.to_html(),
+        _ => {
+            let json = serde_json::to_string_pretty(&table.to_json());
+            json.map_err(|error| Error::invalid(error.to_string()))? + "\n"
+        }
+    })
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    files::write_atomically(path, |out| out.write_all(bytes))
+}
+
+fn save_model(path: &Path, model: &crate::model::Model, overwrite: bool) -> Result<()> {
+    let mut weights = vec![("model.embed_tokens".to_owned(), model.embed_tokens.clone())];
+    let mut vectors: Vec<_> = model.vectors();
+    for (name, linear) in model.linears() {
+        vectors.extend(linear.bias.map(|bias| (format!("{name}.bias"), bias)));
+        weights.push((name, linear.weight));
+    }
+    let parts =
+        io::Parts { config: &model.config, weights, vectors, tokenizer: model.tokenizer.as_ref() };
+    io::save(&parts, path, overwrite)
+}

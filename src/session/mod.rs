@@ -1,0 +1,229 @@
+//! The state behind every front end: values, variables, history, and how to stop.
+//!
+//! ```
+//! use aolab::session::Session;
+//!
+//! # fn main() -> aolab::Result<()> {
+//! let mut lab = Session::new();
+//! lab.run("load tiny | quantize int8-weight-only")?;
+//! let sizes = lab.run("size")?.into_table()?;
+//! assert!(!sizes.is_empty());
+//! # Ok(()) }
+//! ```
+
+mod history;
+mod progress;
+mod state;
+
+pub use history::{HistoryLine, Status};
+pub use progress::{FrontEnd, Outcome, Silent, Task};
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use aolab_kernels::{Cpu, Isa};
+use indexmap::IndexMap;
+
+use self::state::Timeline;
+use crate::error::{Error, Result, did_you_mean};
+use crate::model::Model;
+use crate::value::{Kind, Value};
+
+/// One person's work: what is loaded, what was done, and how it is shown.
+///
+/// [`Session::run`] takes a line of the command language; everything a line can do, a method or the
+/// library can do too.
+#[derive(Debug)]
+pub struct Session {
+    cpu: Cpu,
+    seed: u64,
+    /// The seed before the first statement, which a replay must start from.
+    first_seed: u64,
+    timeline: Timeline,
+    history: Vec<HistoryLine>,
+    cancel: Arc<AtomicBool>,
+    front: Arc<dyn FrontEnd>,
+    /// Set by `quit`: the front end should end.
+    pub leaving: bool,
+    /// How many scripts are running within one another.
+    pub(crate) depth: usize,
+}
+
+impl Default for Session {
+    fn default() -> Session {
+        Session::new()
+    }
+}
+
+impl Session {
+    /// An empty session on the fastest instruction set with one thread per core, which shows nothing.
+    pub fn new() -> Session {
+        Session::with_cpu(Cpu::new(None))
+    }
+
+    /// An empty session on a chosen processor.
+    pub fn with_cpu(cpu: Cpu) -> Session {
+        Session {
+            cpu,
+            seed: 0,
+            first_seed: 0,
+            timeline: Timeline::default(),
+            history: Vec::new(),
+            cancel: Arc::default(),
+            front: Arc::new(Silent),
+            leaving: false,
+            depth: 0,
+        }
+    }
+
+    /// The processor that kernels run on.
+    pub fn cpu(&self) -> &Cpu {
+        &self.cpu
+    }
+
+    /// Makes kernels run on another number of threads.
+    pub fn set_threads(&mut self, threads: usize) {
+        self.cpu = Cpu::with_isa(self.cpu.isa(), Some(threads));
+    }
+
+    /// Makes kernels use the instruction set called `name`.
+    pub fn set_isa(&mut self, name: &str) -> Result<()> {
+        let isa = Isa::by_name(name).ok_or_else(|| {
+            let names: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
+            Error::usage(format!("this machine has no {name:?}; it has {}", names.join(", ")))
+        })?;
+        self.cpu = Cpu::with_isa(isa, Some(self.cpu.threads().count()));
+        Ok(())
+    }
+
+    /// Where random draws start when a command is given no seed of its own.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Chooses where random draws start.
+    pub fn set_seed(&mut self, seed: u64) {
+        self.seed = seed;
+        if self.history.is_empty() {
+            self.first_seed = seed;
+        }
+    }
+
+    /// Who shows results and progress.
+    pub fn front_end(&self) -> &Arc<dyn FrontEnd> {
+        &self.front
+    }
+
+    /// Puts another front end in place, and gives the one before.
+    pub fn set_front_end(&mut self, front: Arc<dyn FrontEnd>) -> Arc<dyn FrontEnd> {
+        std::mem::replace(&mut self.front, front)
+    }
+
+    /// Begins long work: its progress, its stream of text, and how it hears that it should stop.
+    pub fn task(&self, what: &str) -> Task {
+        Task::new(Arc::clone(&self.front), Arc::clone(&self.cancel), what)
+    }
+
+    /// A remark beside the results: a layer that was skipped, a file that was written.
+    pub fn note(&self, text: &str) {
+        self.front.note(text);
+    }
+
+    /// The flag that stops long work. Whoever hears Ctrl-C sets it.
+    pub fn cancel_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.cancel)
+    }
+
+    /// Whether the person wants to stop.
+    pub fn cancelled(&self) -> bool {
+        self.cancel.load(Ordering::Relaxed)
+    }
+
+    /// [`Error::Cancelled`] when the person wants to stop.
+    pub fn check(&self) -> Result<()> {
+        if self.cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+    }
+
+    /// Forgets a wish to stop that has been obeyed.
+    pub fn clear_cancelled(&self) {
+        self.cancel.store(false, Ordering::Relaxed);
+    }
+
+    /// The variables by name, in the order in which they were bound.
+    pub fn variables(&self) -> &IndexMap<String, Value> {
+        &self.timeline.now.variables
+    }
+
+    /// The value of the variable `name` (without `$`).
+    pub fn variable(&self, name: &str) -> Result<&Value> {
+        self.variables().get(name).ok_or_else(|| {
+            Error::usage(unknown_variable(name, self.variables().keys().map(String::as_str)))
+        })
+    }
+
+    /// Binds a variable. `undo` takes it back.
+    pub fn bind(&mut self, name: &str, value: impl Into<Value>) {
+        self.keep(&format!("{name} = …"), Some(name), &value.into());
+    }
+
+    /// The most recent value of one of `kinds`.
+    pub fn latest(&self, kinds: &[Kind]) -> Option<&Value> {
+        self.timeline.now.latest(kinds)
+    }
+
+    /// The model that commands work on when none is named.
+    pub fn model(&self) -> Result<&Model> {
+        match self.latest(&[Kind::Model]) {
+            Some(Value::Model(model)) => Ok(model),
+            _ => Err(Error::usage("there is no model yet; `load tiny` loads the built-in one")),
+        }
+    }
+
+    /// The model called `word`: a variable `$name`, or anything that `load` takes.
+    pub fn model_called(&self, word: &str) -> Result<Model> {
+        match word.strip_prefix('$') {
+            Some(name) => self.variable(name)?.clone().into_model(),
+            None => crate::load(word),
+        }
+    }
+
+    /// Goes back before the last change of a variable or of the current values; gives its statement.
+    pub fn undo(&mut self) -> Result<String> {
+        self.timeline.undo().ok_or_else(|| Error::invalid("there is nothing to undo"))
+    }
+
+    /// Does again what was undone last; gives its statement.
+    pub fn redo(&mut self) -> Result<String> {
+        self.timeline.redo().ok_or_else(|| Error::invalid("there is nothing to redo"))
+    }
+
+    /// Keeps the value of `statement`: as the latest of its kind and, if it has a name, as a variable.
+    pub(crate) fn keep(&mut self, statement: &str, name: Option<&str>, value: &Value) {
+        let current = !matches!(value, Value::Nothing | Value::Text(_));
+        if !current && name.is_none() {
+            return;
+        }
+        self.timeline.advance(statement);
+        if current {
+            self.timeline.now.remember(value.clone());
+        }
+        if let Some(name) = name {
+            self.timeline.now.variables.insert(name.to_owned(), value.clone());
+        }
+    }
+}
+
+/// The words of an error about a variable that is not there.
+pub(crate) fn unknown_variable<'a>(
+    name: &str,
+    known: impl IntoIterator<Item = &'a str> + Clone,
+) -> String {
+    let next = match did_you_mean(name, known.clone()) {
+        Some(near) => format!("did you mean ${near}?"),
+        None if known.into_iter().next().is_none() => {
+            format!("`{name} = load tiny` would bind it")
+        }
+        None => "`vars` lists those that there are".to_owned(),
+    };
+    format!("no variable is called ${name}; {next}")
+}

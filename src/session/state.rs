@@ -1,0 +1,68 @@
+//! Variables and latest values, and the way back to earlier ones.
+
+use indexmap::IndexMap;
+
+use crate::value::{Kind, Value};
+
+/// Steps that `undo` can go back. Each keeps its models in memory, shared with the present where they are equal.
+const UNDO_STEPS: usize = 32;
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct State {
+    pub(super) variables: IndexMap<String, Value>,
+    /// The latest value of each kind, the most recent last.
+    latest: Vec<Value>,
+}
+
+impl State {
+    pub(super) fn latest(&self, kinds: &[Kind]) -> Option<&Value> {
+        self.latest.iter().rev().find(|value| kinds.contains(&value.kind()))
+    }
+
+    pub(super) fn remember(&mut self, value: Value) {
+        self.latest.retain(|old| old.kind() != value.kind());
+        self.latest.push(value);
+    }
+}
+
+/// A state, and the statement that led away from it.
+#[derive(Clone, Debug)]
+struct Step {
+    statement: String,
+    state: State,
+}
+
+/// The present with its past and its undone future.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Timeline {
+    pub(super) now: State,
+    past: Vec<Step>,
+    future: Vec<Step>,
+}
+
+impl Timeline {
+    /// Keeps the present as a step to come back to, before `statement` changes it.
+    pub(super) fn advance(&mut self, statement: &str) {
+        self.past.push(Step { statement: statement.to_owned(), state: self.now.clone() });
+        if self.past.len() > UNDO_STEPS {
+            self.past.remove(0);
+        }
+        self.future.clear();
+    }
+
+    /// Goes back one step; gives the statement that was undone.
+    pub(super) fn undo(&mut self) -> Option<String> {
+        let step = self.past.pop()?;
+        let undone = std::mem::replace(&mut self.now, step.state);
+        self.future.push(Step { statement: step.statement.clone(), state: undone });
+        Some(step.statement)
+    }
+
+    /// Does again what was undone last; gives its statement.
+    pub(super) fn redo(&mut self) -> Option<String> {
+        let step = self.future.pop()?;
+        let before = std::mem::replace(&mut self.now, step.state);
+        self.past.push(Step { statement: step.statement.clone(), state: before });
+        Some(step.statement)
+    }
+}
