@@ -9,6 +9,7 @@ pub mod generate;
 pub mod io;
 pub mod language;
 pub mod model;
+pub mod plot;
 pub mod quantization;
 pub mod rng;
 pub mod session;

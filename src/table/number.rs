@@ -41,7 +41,10 @@ pub fn bytes(value: u64) -> String {
 /// One number alone: `44.33`, `12,345`, `1.234e-5`, `NaN`, `inf`.
 pub fn float(value: f64) -> String {
     let text = FloatStyle::Each.write(value);
-    if text.contains('e') { text } else { trim_zeros(&text).to_owned() }
+    match text.split_once('e') {
+        Some((digits, exponent)) => format!("{}e{exponent}", trim_zeros(digits)),
+        None => trim_zeros(&text).to_owned(),
+    }
 }
 
 /// How all numbers of one column are written, so that their points stand below each other.
@@ -49,8 +52,8 @@ pub fn float(value: f64) -> String {
 pub enum FloatStyle {
     /// So many digits after the point.
     Fixed(usize),
-    /// `1.234e-5`
-    Scientific,
+    /// `1.234e-5`, with so many digits after the point.
+    Scientific(usize),
     /// The column spans too many magnitudes: each number has its own point.
     Each,
 }
@@ -64,20 +67,21 @@ impl FloatStyle {
             return Self::Fixed(0);
         };
         if large < -3 || small >= 9 {
-            return Self::Scientific;
+            let needed = values.filter(|v| v.is_finite()).map(|v| {
+                let text = format!("{v:.3e}");
+                decimals(text.split_once('e').map_or("", |(digits, _)| digits))
+            });
+            return Self::Scientific(needed.max().unwrap_or(0));
         }
         // Over more than four magnitudes, digits that suit the smallest are noise in the largest.
         if large - small > 4 || large >= 9 {
             return Self::Each;
         }
         let digits_of_small = if large - small <= 2 { DIGITS } else { DIGITS - 1 };
-        let decimals = (digits_of_small - 1 - small).max(DIGITS - 1 - large).clamp(0, 8);
-        let decimals = usize::try_from(decimals).expect("clamped to be positive");
+        let places = (digits_of_small - 1 - small).max(DIGITS - 1 - large).clamp(0, 8);
+        let places = usize::try_from(places).expect("clamped to be positive");
         // Zeros that stand at the end of every number say nothing.
-        let needed = values.filter(|v| v.is_finite()).map(|v| {
-            let text = format!("{v:.decimals$}");
-            trim_zeros(&text).split_once('.').map_or(0, |(_, tail)| tail.len())
-        });
+        let needed = values.filter(|v| v.is_finite()).map(|v| decimals(&format!("{v:.places$}")));
         Self::Fixed(needed.max().unwrap_or(0))
     }
 
@@ -91,14 +95,14 @@ impl FloatStyle {
         }
         match self {
             Self::Fixed(decimals) => grouped(&format!("{value:.decimals$}")),
-            Self::Scientific => scientific(value),
+            Self::Scientific(decimals) => scientific(value, decimals),
             Self::Each if value.abs() <= 0.0 => "0".into(),
             Self::Each => match exponent(value) {
                 e @ -3..=8 => {
                     let decimals = usize::try_from(DIGITS - 1 - e).unwrap_or(0);
                     grouped(&format!("{value:.decimals$}"))
                 }
-                _ => scientific(value),
+                _ => scientific(value, 3),
             },
         }
     }
@@ -111,8 +115,13 @@ fn exponent(value: f64) -> i32 {
     digits.parse().expect("`{:e}` of a finite number ends in an integer")
 }
 
-fn scientific(value: f64) -> String {
-    if value.abs() <= 0.0 { "0".into() } else { format!("{value:.3e}") }
+fn scientific(value: f64, decimals: usize) -> String {
+    if value.abs() <= 0.0 { "0".into() } else { format!("{value:.decimals$e}") }
+}
+
+/// How many digits after the point are not zeros at the end.
+fn decimals(text: &str) -> usize {
+    trim_zeros(text).split_once('.').map_or(0, |(_, tail)| tail.len())
 }
 
 fn trim_zeros(text: &str) -> &str {
@@ -160,7 +169,7 @@ mod tests {
             (12_345.6, "12,346"),
             (4096.0, "4096"),
             (-1e6, "-1,000,000"),
-            (1e12, "1.000e12"),
+            (1e12, "1e12"),
             (f64::NAN, "NaN"),
             (f64::INFINITY, "inf"),
             (f64::NEG_INFINITY, "-inf"),
@@ -206,11 +215,12 @@ mod tests {
 
     #[test]
     fn a_column_shares_its_decimals() {
-        let cases: [(&[f64], &[&str]); 7] = [
+        let cases: [(&[f64], &[&str]); 8] = [
             (&[44.33, 102.4, 7.1], &["44.33", "102.40", "7.10"]),
             (&[44.3312, 44.5], &["44.33", "44.50"]),
             (&[1.0, 2.0, 30.0], &["1", "2", "30"]),
             (&[1.2e-5, 3.456e-7], &["1.200e-5", "3.456e-7"]),
+            (&[1e-5, 1.3e-4, 0.0], &["1.0e-5", "1.3e-4", "0"]),
             (&[0.001, 1e6], &["0.001000", "1,000,000"]),
             (&[0.0, f64::NAN], &["0", "NaN"]),
             (&[], &[]),

@@ -150,7 +150,7 @@ fn exports_escape_what_they_must() {
     let html = table.to_html();
     assert!(html.contains("a &lt; b &amp; &quot;c&quot;") && !html.contains("<b>,"), "{html}");
     let markdown = table.to_markdown();
-    assert!(markdown.contains("| &lt;b>, \"q\" next\\_line | 1.500e-7 |"), "{markdown}");
+    assert!(markdown.contains("| &lt;b>, \"q\" next\\_line | 1.5e-7 |"), "{markdown}");
     assert!(markdown.contains("| x\\|y | n (µs) |\n| --- | ---: |"), "{markdown}");
 }
 

@@ -1,0 +1,302 @@
+//! Charts as a person meets them: refused in words, drawn in characters, laid out, written.
+
+use super::scene::{Anchor, Shape};
+use super::*;
+use crate::table::Cell;
+use crate::table::words::width;
+
+/// A small generator (xorshift64*) of numbers from 0 to 1.
+fn random(state: &mut u64) -> f64 {
+    *state ^= *state >> 12;
+    *state ^= *state << 25;
+    *state ^= *state >> 27;
+    let high = u32::try_from(state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32).unwrap();
+    f64::from(high) / f64::from(u32::MAX)
+}
+
+fn models() -> Table {
+    let mut table =
+        Table::new("Four ways").column("model").column("perplexity").column_unit("time", "ms");
+    let rows = [("tiny", 44.33, 4.25), ("int8", 44.41, 2.2), ("int4", 47.81, 1.31)];
+    for (model, perplexity, time) in rows {
+        table.push([model.into(), perplexity.into(), time.into()]).unwrap();
+    }
+    table.mark_baseline("tiny");
+    table
+}
+
+/// `layers` × 7 projections, with a NaN and an infinity.
+fn layers(layers: usize) -> Table {
+    let mut state = 0x5EED_u64 + 1;
+    let mut table = Table::new("Error of every layer, a title that is longer than most")
+        .column("layer")
+        .column("projection")
+        .column_unit("sqnr", "dB")
+        .column("size")
+        .with_note("convention: weights against bf16");
+    for layer in 0..layers {
+        for projection in ["q_proj", "k_proj", "v_proj", "o_proj", "gate", "up", "down_proj"] {
+            let sqnr = match random(&mut state) {
+                draw if draw < 0.02 => f64::NAN,
+                draw if draw < 0.04 => f64::INFINITY,
+                draw => 20.0 + 30.0 * draw,
+            };
+            let name = format!("model.layers.{layer}.{projection}.weight");
+            let nbytes = Cell::bytes(1000 + layer * 1_000_000);
+            table.push([name.into(), projection.into(), sqnr.into(), nbytes]).unwrap();
+        }
+    }
+    table
+}
+
+fn config(kind: PlotKind) -> PlotConfig {
+    PlotConfig { kind, ..PlotConfig::default() }
+}
+
+/// One figure of each kind, and of the kinds' special cases.
+fn figures() -> Vec<Figure> {
+    let by_projection = |kind| PlotConfig {
+        kind,
+        x: Some("layer".into()),
+        y: vec!["sqnr".into()],
+        by: Some("projection".into()),
+        ..PlotConfig::default()
+    };
+    let both = PlotConfig {
+        y: vec!["perplexity".into(), "time".into()],
+        log_y: true,
+        ..config(PlotKind::Bars)
+    };
+    let mut figures = vec![
+        figure(&models(), &config(PlotKind::Bars)).unwrap(),
+        figure(&models(), &both).unwrap(),
+        figure(&models(), &config(PlotKind::Lines)).unwrap(),
+        figure(&layers(30), &PlotConfig { y: vec!["size".into()], ..config(PlotKind::Bars) })
+            .unwrap(),
+        figure(&layers(4), &by_projection(PlotKind::Bars)).unwrap(),
+        figure(&layers(4), &by_projection(PlotKind::Lines)).unwrap(),
+        figure(&layers(4), &by_projection(PlotKind::HeatMap)).unwrap(),
+    ];
+    for kind in [PlotKind::Lines, PlotKind::Scatter, PlotKind::Histogram, PlotKind::HeatMap] {
+        figures.push(figure(&layers(30), &config(kind)).unwrap());
+        figures.push(figure(&layers(1), &PlotConfig { log_y: true, ..config(kind) }).unwrap());
+    }
+    figures
+}
+
+#[test]
+fn a_bar_chart_in_characters() {
+    let figure = figure(&models(), &PlotConfig::default()).unwrap();
+    let want = "\
+Four ways
+perplexity
+tiny ██████████████████████▎ 44.33 ◂
+int8 ██████████████████████▎ 44.41
+int4 ████████████████████████ 47.81
+◂ baseline
+baseline: tiny";
+    assert_eq!(figure.to_text(37, 20, false), want);
+}
+
+#[test]
+fn a_line_chart_in_characters() {
+    let mut table = Table::new("Sweep").column("group size").column("perplexity");
+    for (size, perplexity) in [(32, 1.0), (64, 2.0), (128, 4.0)] {
+        table.push([size.into(), perplexity.into()]).unwrap();
+    }
+    let config = PlotConfig { log_x: true, log_y: true, ..config(PlotKind::Lines) };
+    let text = figure(&table, &config).unwrap().to_text(30, 8, false);
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[..2], ["Sweep", "perplexity (logarithmic)"]);
+    let marks: Vec<(usize, usize)> = lines
+        .iter()
+        .enumerate()
+        .flat_map(|(l, line)| {
+            line.chars().enumerate().filter(|(_, c)| *c == '●').map(move |(c, _)| (l, c))
+        })
+        .collect();
+    // Doubling on both logarithmic axes is a straight line upwards.
+    let [(top, right), (middle, center), (bottom, left)] = marks[..] else {
+        panic!("three marks, not {marks:?}:\n{text}")
+    };
+    assert!((middle - top).abs_diff(bottom - middle) <= 1, "{text}");
+    assert!((right - center).abs_diff(center - left) <= 1, "{text}");
+    assert!(lines[10].starts_with("  └"), "{text}");
+    assert!(["32", "64", "128"].iter().all(|size| lines[11].contains(size)), "{text}");
+    assert_eq!(lines[12].trim(), "group size (logarithmic)");
+}
+
+#[test]
+fn text_stays_within_its_width() {
+    for figure in figures() {
+        for columns in [24, 40, 60, 80, 120] {
+            let text = figure.to_text(columns, 16, false);
+            for line in text.lines() {
+                assert!(width(line) <= columns, "{columns}: {line:?}\n{text}");
+            }
+        }
+        let mut colored = figure.to_text(80, 16, true);
+        while let Some(start) = colored.find("\x1b[") {
+            let end = start + colored[start..].find('m').expect("codes end in m");
+            colored.replace_range(start..=end, "");
+        }
+        assert!(colored.lines().all(|line| width(line) <= 80), "{colored}");
+    }
+}
+
+/// Left, top, right and bottom of a text.
+fn text_box(shape: &Shape) -> Option<[f64; 4]> {
+    let Shape::Text { at: (x, y), text, size, anchor, .. } = shape else { return None };
+    let length = font::text_width(text, *size);
+    let left = match anchor {
+        Anchor::Left => *x,
+        Anchor::Center => x - length / 2.0,
+        Anchor::Right => x - length,
+    };
+    Some([left, y - size * 0.45, left + length, y + size * 0.45])
+}
+
+fn is_finite(shape: &Shape) -> bool {
+    let fits = |(x, y): &(f64, f64)| x.is_finite() && y.is_finite();
+    match shape {
+        Shape::Rect { area, .. } => {
+            fits(&(area.left, area.top)) && fits(&(area.right, area.bottom))
+        }
+        Shape::Line { points, .. } => points.iter().all(fits),
+        Shape::Circle { center, .. } => fits(center),
+        Shape::Text { at, .. } => fits(at),
+    }
+}
+
+#[test]
+fn no_two_texts_overlap_and_none_leaves_the_figure() {
+    for figure in figures() {
+        let (natural_width, natural_height) = figure.size();
+        for (width, height) in [(natural_width, natural_height), (480, 320), (1200, 400)] {
+            let scene = scene::layout(&figure.chart, f64::from(width), f64::from(height)).unwrap();
+            assert!(scene.shapes.iter().all(is_finite), "{:?}", scene.shapes);
+            let boxes: Vec<[f64; 4]> = scene.shapes.iter().filter_map(text_box).collect();
+            let what = |i: usize| {
+                let texts = scene.shapes.iter().filter(|s| matches!(s, Shape::Text { .. }));
+                format!("{} {width}×{height}: {:?}", figure.config.kind, texts.clone().nth(i))
+            };
+            for (i, a) in boxes.iter().enumerate() {
+                let inside = a[0] >= -0.5
+                    && a[1] >= -0.5
+                    && a[2] <= f64::from(width) + 0.5
+                    && a[3] <= f64::from(height) + 0.5;
+                assert!(inside, "{} leaves the figure: {a:?}", what(i));
+                for (j, b) in boxes.iter().enumerate().skip(i + 1) {
+                    let apart = a[2] <= b[0] || b[2] <= a[0] || a[3] <= b[1] || b[3] <= a[1];
+                    assert!(apart, "{}\noverlaps\n{}", what(i), what(j));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn svg_escapes_names_and_png_has_the_size_asked_for() {
+    let mut table = Table::new("a < b & c").column("model").column("v");
+    table.push(["<script>".into(), 1.0.into()]).unwrap();
+    let figure = figure(&table, &PlotConfig::default()).unwrap();
+    let svg = figure.to_svg().unwrap();
+    assert!(svg.contains("a &lt; b &amp; c") && svg.contains("&lt;script&gt;"), "{svg}");
+    assert!(!svg.contains("<script>"));
+    let png = figure.to_png(321, 200).unwrap();
+    let mut reader = png::Decoder::new(png.as_slice()).read_info().unwrap();
+    let mut pixels = vec![0; reader.output_buffer_size()];
+    let info = reader.next_frame(&mut pixels).unwrap();
+    assert_eq!((info.width, info.height), (321, 200));
+    let blue = pixels.chunks_exact(3).filter(|p| *p == [0, 114, 178]).count();
+    // The bar of the largest value fills about half of the figure's width and a few lines.
+    assert!(blue > 1000, "{blue} pixels of the bar");
+    assert_eq!(&pixels[..3], [255, 255, 255], "light background");
+    let text = figure.to_png(10, 10).unwrap_err().to_string();
+    assert!(text.contains("from 160 to 8000"), "{text}");
+}
+
+#[test]
+fn every_figure_can_be_written() {
+    for figure in figures() {
+        let (width, height) = figure.size();
+        let svg = figure.to_svg().unwrap();
+        assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
+        if width * height < 500_000 {
+            assert!(figure.to_png(width, height).unwrap().starts_with(b"\x89PNG"));
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_drawn_is_said() {
+    let text = figure(&layers(30), &config(PlotKind::Scatter)).unwrap().to_text(80, 10, false);
+    assert!(text.contains("not drawn: "), "{text}");
+    assert!(text.contains("of 210 values (missing, NaN or infinite)"), "{text}");
+    let mut bars = Table::new("").column("m").column("v");
+    for (name, value) in [("a", 0.0), ("b", -1.0), ("c", 10.0)] {
+        bars.push([name.into(), value.into()]).unwrap();
+    }
+    let log = PlotConfig { log_y: true, ..PlotConfig::default() };
+    let text = figure(&bars, &log).unwrap().to_text(60, 10, false);
+    assert!(text.contains("not drawn: 2 of 3 values"), "{text}");
+}
+
+#[test]
+fn requests_that_make_no_chart_are_refused_in_words() {
+    let named = |x: Option<&str>, y: &[&str], by: Option<&str>, kind| PlotConfig {
+        x: x.map(Into::into),
+        y: y.iter().map(|name| (*name).to_owned()).collect(),
+        by: by.map(Into::into),
+        kind,
+        ..PlotConfig::default()
+    };
+    let mut all_nan = Table::new("N").column("m").column("v");
+    all_nan.push(["a".into(), f64::NAN.into()]).unwrap();
+    let mut texts = Table::new("T").column("m");
+    texts.push(["a".into()]).unwrap();
+    let (bars, lines) = (PlotKind::Bars, PlotKind::Lines);
+    let cases = [
+        (models(), named(Some("modl"), &[], None, bars), "did you mean \"model\"?"),
+        (models(), named(None, &["model"], None, bars), "holds texts, and numbers are wanted"),
+        (models(), named(None, &["time", "tmie"], None, lines), "no column \"tmie\""),
+        (models(), named(None, &[], Some("who"), bars), "no column \"who\""),
+        (Table::new("E").column("a"), named(None, &[], None, bars), "no rows"),
+        (texts, named(None, &[], None, bars), "no column of numbers"),
+        (all_nan, named(None, &[], None, bars), "no value of \"v\" can be drawn"),
+        (
+            models(),
+            PlotConfig { log_x: true, ..named(Some("model"), &[], None, lines) },
+            "cannot be logarithmic",
+        ),
+        (
+            layers(2),
+            named(Some("projection"), &["sqnr"], Some("projection"), PlotKind::HeatMap),
+            "two rows have q_proj and q_proj",
+        ),
+        (models(), named(None, &["time", "perplexity"], Some("model"), lines), "name one y column"),
+        (models(), named(None, &[], Some("model"), PlotKind::Histogram), "a histogram shows one"),
+        (models(), PlotConfig { width: 9, ..config(bars) }, "from 160 to 8000"),
+    ];
+    for (table, config, want) in cases {
+        let error = figure(&table, &config).unwrap_err().to_string();
+        assert!(error.contains(want), "{config:?}: {error}");
+    }
+    let error = "heatmap".parse::<PlotKind>().unwrap_err().to_string();
+    assert!(error.contains("did you mean heat-map?"), "{error}");
+    assert_eq!("lines".parse::<PlotKind>().unwrap(), PlotKind::Lines);
+}
+
+#[test]
+fn a_sparkline_has_one_block_a_value() {
+    let cases: [(&[f64], &str); 5] = [
+        (&[1.0, 2.0, 8.0], "▁▂█"),
+        (&[0.0, f64::NAN, 1.0], "▁ █"),
+        (&[3.0, 3.0], "▄▄"),
+        (&[f64::MIN, f64::MAX, f64::INFINITY], "▁█ "),
+        (&[], ""),
+    ];
+    for (values, want) in cases {
+        assert_eq!(sparkline(values), want, "{values:?}");
+    }
+}
