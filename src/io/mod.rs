@@ -4,7 +4,9 @@
 //! that is read shares the mapped bytes, so that no whole model is ever copied.
 
 pub(crate) mod files;
+pub mod gguf;
 mod hf;
+mod hub;
 mod parameters;
 pub mod safetensors;
 mod save;
@@ -17,6 +19,7 @@ use std::sync::Arc;
 use serde_json::Value as Json;
 
 pub use self::hf::{open_builtin, open_file, open_folder};
+pub use self::hub::{DownloadProgress, HubConfig, fetch};
 pub use self::save::{Parts, save};
 use self::source::Source;
 use crate::data::Tokenizer;
@@ -37,12 +40,14 @@ pub type ReadWeight = fn(
 pub struct LoadOptions {
     /// Reads weights of quantized formats.
     pub read_weight: ReadWeight,
+    /// Where models of the hub come from; without it they are not looked for.
+    pub hub: Option<HubConfig>,
 }
 
 impl LoadOptions {
     /// Options with which quantized weights are read by `read_weight`.
     pub fn new(read_weight: ReadWeight) -> LoadOptions {
-        LoadOptions { read_weight }
+        LoadOptions { read_weight, hub: None }
     }
 }
 
@@ -71,12 +76,21 @@ impl fmt::Debug for Checkpoint {
 /// The names of the models that are part of the program.
 pub const BUILTIN_MODELS: [&str; 1] = ["tiny"];
 
-/// Opens what `source` names: `tiny`, a folder, a .safetensors file.
+/// Opens what `source` names: `tiny`, a folder, a .safetensors or a .gguf file, `hf:ORG/NAME`.
 pub fn open(source: &str, options: &LoadOptions) -> Result<Checkpoint> {
     match Source::find(source)? {
         Source::Builtin => open_builtin(options),
         Source::Folder(path) => open_folder(&path, options),
         Source::Safetensors(path) => open_file(&path, options),
+        Source::Gguf(path) => gguf::open(&path),
+        Source::Hub(model) => {
+            let hub = options.hub.as_ref();
+            let hub =
+                hub.ok_or_else(|| Error::invalid(format!("hf:{model}: no hub is configured")))?;
+            let mut checkpoint = open_folder(&fetch(&model, hub)?, options)?;
+            checkpoint.name = model;
+            Ok(checkpoint)
+        }
     }
 }
 

@@ -13,6 +13,8 @@ pub(super) enum Source {
     Builtin,
     Folder(PathBuf),
     Safetensors(PathBuf),
+    Gguf(PathBuf),
+    Hub(String),
 }
 
 impl Source {
@@ -20,6 +22,9 @@ impl Source {
     pub(super) fn find(source: &str) -> Result<Source> {
         if BUILTIN_MODELS.contains(&source) {
             return Ok(Source::Builtin);
+        }
+        if let Some(model) = source.strip_prefix("hf:") {
+            return Ok(Source::Hub(model.to_owned()));
         }
         let path = Path::new(source);
         if path.is_dir() {
@@ -30,6 +35,7 @@ impl Source {
         }
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("safetensors") => Ok(Source::Safetensors(path.to_path_buf())),
+            Some("gguf") => Ok(Source::Gguf(path.to_path_buf())),
             _ => Err(Error::file(
                 path,
                 "not a model this program reads; wanted a folder with config.json, a .safetensors or a .gguf file",

@@ -1,10 +1,12 @@
 //! Models: named modules whose linear layers hold any [`Weight`].
 
+mod block_weight;
 mod config;
 mod forward;
 mod llama;
 mod weight;
 
+pub use block_weight::BlockWeight;
 pub use config::{ModelConfig, RopeScaling};
 pub use forward::{Context, NoObserver, Observer};
 pub use llama::{Layer, Linear, Model};

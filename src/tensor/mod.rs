@@ -77,6 +77,13 @@ impl Tensor {
         self.data.bytes()
     }
 
+    /// Says that the elements will not be read again soon: where they lie in a file, their memory is given back.
+    pub fn done_with(&self) {
+        if let Storage::Mapped(bytes) = &*self.data {
+            bytes.done_with();
+        }
+    }
+
     /// The elements, if they are of type `T`.
     pub fn as_slice<T: Element>(&self) -> Result<&[T]> {
         self.data.elements::<T>().filter(|_| T::DTYPE == self.dtype).ok_or_else(|| {
@@ -97,6 +104,22 @@ impl Tensor {
     pub fn reshape(&self, shape: &[usize]) -> Result<Tensor> {
         check_numel(self.numel(), shape)?;
         Ok(Tensor { dtype: self.dtype, shape: shape.to_vec(), data: Arc::clone(&self.data) })
+    }
+
+    /// The same bytes read as another dtype, under a shape that takes as many of them.
+    pub fn view_as(&self, dtype: DType, shape: &[usize]) -> Result<Tensor> {
+        let wanted = numel_of(shape)?.checked_mul(dtype.size()).ok_or_else(|| too_large(shape))?;
+        if wanted != self.nbytes() {
+            let got = self.nbytes();
+            return Err(Error::invalid(format!(
+                "{dtype} {shape:?} takes {wanted} bytes, got {got}"
+            )));
+        }
+        let data = match &*self.data {
+            Storage::Mapped(bytes) if bytes.is_aligned_for(dtype) => Storage::Mapped(bytes.clone()),
+            other => Storage::from_bytes(other.bytes(), dtype),
+        };
+        Ok(Tensor { dtype, shape: shape.to_vec(), data: Arc::new(data) })
     }
 
     /// All elements as f32. Wider types are rounded to nearest, ties to even.

@@ -61,6 +61,13 @@ impl MappedBytes {
         self.range.is_empty()
     }
 
+    /// Gives back the memory of pages that come from a file, until they are read again.
+    pub fn done_with(&self) {
+        if let Backing::File(file) = &self.file {
+            file.done_with(self.range.start, self.range.len());
+        }
+    }
+
     pub(super) fn is_aligned_for(&self, dtype: DType) -> bool {
         self.bytes().as_ptr().addr().is_multiple_of(dtype.size())
     }
