@@ -128,10 +128,17 @@ fn blocks_are_multiplied_as_they_are_dequantized() {
                 // Activations keep 16 bits: half a step of 2⁻¹⁵ each, weights and activations below 2 and 1.
                 let bound = 2.0 * k as f32 * 2.0_f32.powi(-16) + 1e-4;
                 for (y, wanted) in y.iter().zip(&wanted) {
-                    assert!((y - wanted).abs() <= bound, "{module} {}: {y} is not {wanted}", ty.name());
+                    assert!(
+                        (y - wanted).abs() <= bound,
+                        "{module} {}: {y} is not {wanted}",
+                        ty.name()
+                    );
                 }
             }
-            assert!(weight.kernel(&cpu, 1).contains(&ty.name().to_lowercase()), "the kernel that ran");
+            assert!(
+                weight.kernel(&cpu, 1).contains(&ty.name().to_lowercase()),
+                "the kernel that ran"
+            );
             let again = weight.dequantize().expect("the file is still there").to_f32_vec();
             assert_eq!(again.len(), n * k);
         }

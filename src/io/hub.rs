@@ -211,7 +211,8 @@ impl Client {
             }
         }
         let total = promised.size() as u64;
-        let report = Report { callback: self.progress.clone(), file: name.to_owned(), done: 0, total };
+        let report =
+            Report { callback: self.progress.clone(), file: name.to_owned(), done: 0, total };
         let path = match self.repo.download_with_progress(name, report) {
             Ok(path) => path,
             Err(error) => return Ok(Err(error)),
