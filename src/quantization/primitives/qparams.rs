@@ -288,6 +288,7 @@ pub(super) fn nan_max(a: f32, b: f32) -> f32 {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "scales are bit-exact")]
 mod tests {
     use super::super::cast::IntType;
     use super::*;

@@ -19,6 +19,7 @@ pub fn compute_error(x: &Tensor, y: &Tensor) -> Result<f64> {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "infinity is exact")]
 mod tests {
     use super::*;
 
