@@ -1,14 +1,11 @@
-//! The three steps of a tile with AVX2. Four rows by three vectors make twelve accumulators; with three
-//! vectors of the panel and one number spread over the lanes they fill the sixteen registers, so a panel
-//! of 48 lanes is walked in two halves of 24.
+//! The three steps of a tile with AVX2. Six rows by two vectors make twelve accumulators; with the two
+//! vectors of the panel and one number spread over the lanes they fill fifteen of the sixteen registers
+//! (four by three fill all, and the compiler spills). So a panel of 48 lanes is walked in three thirds.
 
-use super::prefill::{LANES, Lanes};
+use super::prefill::Lanes;
 use crate::isa::Avx2;
 use crate::lanes::{exp8, load8, store8};
 use std::arch::x86_64::*;
-
-/// Vectors of half a panel.
-const HALF: usize = LANES / 2 / 8;
 
 /// scores (keys, 48) = K (keys, head_dim) · Qᵀ (head_dim, 48).
 pub(super) fn scores(_proof: Avx2, k: &[f32], q: &[Lanes], s: &mut [Lanes]) {
@@ -37,42 +34,43 @@ pub(super) fn values(_proof: Avx2, v: &[f32], p: &[Lanes], alpha: &Lanes, o: &mu
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn scores_avx2(k: &[f32], q: &[Lanes], s: &mut [Lanes]) {
-    let head_dim = q.len();
-    let (fours, rest) = s.as_chunks_mut::<4>();
-    let (k_fours, k_rest) = k.split_at(4 * head_dim * fours.len());
-    for (k, s) in k_fours.chunks_exact(4 * head_dim).zip(fours) {
-        let (k01, k23) = k.split_at(2 * head_dim);
-        let ((k0, k1), (k2, k3)) = (k01.split_at(head_dim), k23.split_at(head_dim));
-        dot::<4, 0>([k0, k1, k2, k3], q, s);
-        dot::<4, 1>([k0, k1, k2, k3], q, s);
-    }
-    for (k, s) in k_rest.chunks_exact(head_dim).zip(rest) {
-        dot::<1, 0>([k], q, std::array::from_mut(s));
-        dot::<1, 1>([k], q, std::array::from_mut(s));
-    }
+    let (sixes, rest) = s.as_chunks_mut::<6>();
+    let (fours, ones) = rest.as_chunks_mut::<4>();
+    let k = sixes.iter_mut().fold(k, |k, s| dot_all(k, q, s));
+    let k = fours.iter_mut().fold(k, |k, s| dot_all(k, q, s));
+    ones.iter_mut().fold(k, |k, s| dot_all(k, q, std::array::from_mut(s)));
 }
 
-/// The scores of `R` keys and half number `H` of the lanes.
+/// The scores of the first `R` keys in all lanes; gives the keys after them.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot<const R: usize, const H: usize>(k: [&[f32]; R], q: &[Lanes], s: &mut [Lanes; R]) {
-    let k = k.map(|k| &k[..q.len()]);
-    let mut sums = [[_mm256_setzero_ps(); HALF]; R];
+fn dot_all<'k, const R: usize>(k: &'k [f32], q: &[Lanes], s: &mut [Lanes; R]) -> &'k [f32] {
+    let (rows, later) = k.split_at(R * q.len());
+    let rows: [&[f32]; R] = std::array::from_fn(|r| &rows[r * q.len()..][..q.len()]);
+    dot::<R, 0>(rows, q, s);
+    dot::<R, 2>(rows, q, s);
+    dot::<R, 4>(rows, q, s);
+    later
+}
+
+/// The scores of `R` keys in the two vectors of lanes from number `AT` on.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot<const R: usize, const AT: usize>(k: [&[f32]; R], q: &[Lanes], s: &mut [Lanes; R]) {
+    let mut sums = [[_mm256_setzero_ps(); 2]; R];
     for (i, q) in q.iter().enumerate() {
         let (q, _) = q.as_chunks::<8>();
-        let q = [load8(&q[H * HALF]), load8(&q[H * HALF + 1]), load8(&q[H * HALF + 2])];
+        let q = [load8(&q[AT]), load8(&q[AT + 1])];
         for (sums, k) in sums.iter_mut().zip(&k) {
             let k = _mm256_set1_ps(k[i]);
-            for (sum, q) in sums.iter_mut().zip(q) {
-                *sum = _mm256_fmadd_ps(k, q, *sum);
-            }
+            sums[0] = _mm256_fmadd_ps(k, q[0], sums[0]);
+            sums[1] = _mm256_fmadd_ps(k, q[1], sums[1]);
         }
     }
     for (sums, s) in sums.into_iter().zip(s) {
         let (s, _) = s.as_chunks_mut::<8>();
-        for (sum, s) in sums.into_iter().zip(&mut s[H * HALF..]) {
-            store8(s, sum);
-        }
+        store8(&mut s[AT], sums[0]);
+        store8(&mut s[AT + 1], sums[1]);
     }
 }
 
@@ -108,52 +106,69 @@ fn softmax_step_avx2(s: &mut [Lanes], max: &mut Lanes, sum: &mut Lanes, alpha: &
 #[target_feature(enable = "avx2,fma,f16c")]
 fn values_avx2(v: &[f32], p: &[Lanes], alpha: &Lanes, o: &mut [Lanes]) {
     let head_dim = o.len();
-    let (fours, rest) = o.as_chunks_mut::<4>();
-    for (i, o) in fours.iter_mut().enumerate() {
-        weigh::<4, 0>(v, head_dim, 4 * i, p, alpha, o);
-        weigh::<4, 1>(v, head_dim, 4 * i, p, alpha, o);
+    let (sixes, rest) = o.as_chunks_mut::<6>();
+    let (fours, ones) = rest.as_chunks_mut::<4>();
+    let mut at = 0;
+    for o in sixes {
+        weigh_all(v, [head_dim, at], p, alpha, o);
+        at += 6;
     }
-    let first = head_dim - rest.len();
-    for (i, o) in rest.iter_mut().enumerate() {
-        weigh::<1, 0>(v, head_dim, first + i, p, alpha, std::array::from_mut(o));
-        weigh::<1, 1>(v, head_dim, first + i, p, alpha, std::array::from_mut(o));
+    for o in fours {
+        weigh_all(v, [head_dim, at], p, alpha, o);
+        at += 4;
+    }
+    for o in ones {
+        weigh_all(v, [head_dim, at], p, alpha, std::array::from_mut(o));
+        at += 1;
     }
 }
 
-/// The weighted sums of dimensions `at..at + R` in half number `H` of the lanes.
+/// The weighted sums of dimensions `at..at + R` in all lanes.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn weigh<const R: usize, const H: usize>(
+fn weigh_all<const R: usize>(
     v: &[f32],
-    head_dim: usize,
-    at: usize,
+    [head_dim, at]: [usize; 2],
+    p: &[Lanes],
+    alpha: &Lanes,
+    o: &mut [Lanes; R],
+) {
+    weigh::<R, 0>(v, [head_dim, at], p, alpha, o);
+    weigh::<R, 2>(v, [head_dim, at], p, alpha, o);
+    weigh::<R, 4>(v, [head_dim, at], p, alpha, o);
+}
+
+/// The weighted sums of dimensions `at..at + R` in the two vectors of lanes from number `AT` on.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn weigh<const R: usize, const AT: usize>(
+    v: &[f32],
+    [head_dim, at]: [usize; 2],
     p: &[Lanes],
     alpha: &Lanes,
     o: &mut [Lanes; R],
 ) {
     let (alpha, _) = alpha.as_chunks::<8>();
-    let mut sums = [[_mm256_setzero_ps(); HALF]; R];
+    let alpha = [load8(&alpha[AT]), load8(&alpha[AT + 1])];
+    let mut sums = [[_mm256_setzero_ps(); 2]; R];
     for (sums, o) in sums.iter_mut().zip(&*o) {
         let (o, _) = o.as_chunks::<8>();
-        for (i, sum) in sums.iter_mut().enumerate() {
-            *sum = _mm256_mul_ps(load8(&o[H * HALF + i]), load8(&alpha[H * HALF + i]));
-        }
+        sums[0] = _mm256_mul_ps(load8(&o[AT]), alpha[0]);
+        sums[1] = _mm256_mul_ps(load8(&o[AT + 1]), alpha[1]);
     }
     for (v, p) in v.chunks_exact(head_dim).zip(p) {
         let Some(v) = v[at..].first_chunk::<R>() else { return };
         let (p, _) = p.as_chunks::<8>();
-        let p = [load8(&p[H * HALF]), load8(&p[H * HALF + 1]), load8(&p[H * HALF + 2])];
+        let p = [load8(&p[AT]), load8(&p[AT + 1])];
         for (sums, &v) in sums.iter_mut().zip(v) {
             let v = _mm256_set1_ps(v);
-            for (sum, p) in sums.iter_mut().zip(p) {
-                *sum = _mm256_fmadd_ps(v, p, *sum);
-            }
+            sums[0] = _mm256_fmadd_ps(v, p[0], sums[0]);
+            sums[1] = _mm256_fmadd_ps(v, p[1], sums[1]);
         }
     }
     for (sums, o) in sums.into_iter().zip(o) {
         let (o, _) = o.as_chunks_mut::<8>();
-        for (sum, o) in sums.into_iter().zip(&mut o[H * HALF..]) {
-            store8(o, sum);
-        }
+        store8(&mut o[AT], sums[0]);
+        store8(&mut o[AT + 1], sums[1]);
     }
 }

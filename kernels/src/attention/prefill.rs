@@ -14,8 +14,9 @@ use std::sync::Mutex;
 
 /// Rows of a panel: six vectors of AVX2, three of AVX-512.
 pub(super) const LANES: usize = 48;
-/// Keys of a tile: their scores (12 KiB) and a head of 64 (16 KiB of keys, then of values) share 32 KiB of L1.
-const TILE: usize = 64;
+/// Keys of a tile: their scores (11 KiB) and a head of 64 (15 KiB of keys, then of values) share 32 KiB of L1;
+/// whole rounds of the six rows that AVX2 takes at once.
+const TILE: usize = 60;
 /// Panels that share one walk over the keys: a cache of halves is widened once for all of them.
 const PANELS: usize = 2;
 
