@@ -36,9 +36,16 @@ pub(super) fn values(_proof: Avx2, v: &[f32], p: &[Lanes], alpha: &Lanes, o: &mu
 fn scores_avx2(k: &[f32], q: &[Lanes], s: &mut [Lanes]) {
     let (sixes, rest) = s.as_chunks_mut::<6>();
     let (fours, ones) = rest.as_chunks_mut::<4>();
-    let k = sixes.iter_mut().fold(k, |k, s| dot_all(k, q, s));
-    let k = fours.iter_mut().fold(k, |k, s| dot_all(k, q, s));
-    ones.iter_mut().fold(k, |k, s| dot_all(k, q, std::array::from_mut(s)));
+    let mut k = k;
+    for s in sixes {
+        k = dot_all(k, q, s);
+    }
+    for s in fours {
+        k = dot_all(k, q, s);
+    }
+    for s in ones {
+        k = dot_all(k, q, std::array::from_mut(s));
+    }
 }
 
 /// The scores of the first `R` keys in all lanes; gives the keys after them.
@@ -46,10 +53,14 @@ fn scores_avx2(k: &[f32], q: &[Lanes], s: &mut [Lanes]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_all<'k, const R: usize>(k: &'k [f32], q: &[Lanes], s: &mut [Lanes; R]) -> &'k [f32] {
     let (rows, later) = k.split_at(R * q.len());
-    let rows: [&[f32]; R] = std::array::from_fn(|r| &rows[r * q.len()..][..q.len()]);
-    dot::<R, 0>(rows, q, s);
-    dot::<R, 2>(rows, q, s);
-    dot::<R, 4>(rows, q, s);
+    // Not `from_fn` or `map`: their closures would not be inlined, for want of the target features.
+    let mut k = [&[][..]; R];
+    for (k, row) in k.iter_mut().zip(rows.chunks_exact(q.len())) {
+        *k = &row[..q.len()];
+    }
+    dot::<R, 0>(k, q, s);
+    dot::<R, 2>(k, q, s);
+    dot::<R, 4>(k, q, s);
     later
 }
 

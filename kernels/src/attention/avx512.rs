@@ -58,7 +58,9 @@ fn load_lanes(from: &Lanes) -> [__m512; WHOLE] {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 fn store_lanes(to: &mut Lanes, lanes: [__m512; WHOLE]) {
     let (to, _) = to.as_chunks_mut::<16>();
-    to.iter_mut().zip(lanes).for_each(|(to, v)| store16(to, v));
+    for (to, v) in to.iter_mut().zip(lanes) {
+        store16(to, v);
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
@@ -67,19 +69,22 @@ fn scores_avx512(k: &[f32], q: &[Lanes], s: &mut [Lanes]) {
     let (eights, rest) = s.as_chunks_mut::<8>();
     let (k_eights, k_rest) = k.split_at(8 * head_dim * eights.len());
     for (k, s) in k_eights.chunks_exact(8 * head_dim).zip(eights) {
-        let rows: [&[f32]; 8] = std::array::from_fn(|i| &k[i * head_dim..][..head_dim]);
-        dot(rows, q, s);
+        dot(k, q, s);
     }
     for (k, s) in k_rest.chunks_exact(head_dim).zip(rest) {
-        dot([k], q, std::array::from_mut(s));
+        dot(k, q, std::array::from_mut(s));
     }
 }
 
 /// The scores of `R` keys.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn dot<const R: usize>(k: [&[f32]; R], q: &[Lanes], s: &mut [Lanes; R]) {
-    let k = k.map(|k| &k[..q.len()]);
+fn dot<const R: usize>(rows: &[f32], q: &[Lanes], s: &mut [Lanes; R]) {
+    // Not `from_fn` or `map`: their closures would not be inlined, for want of the target features.
+    let mut k = [&[][..]; R];
+    for (k, row) in k.iter_mut().zip(rows.chunks_exact(q.len())) {
+        *k = &row[..q.len()];
+    }
     let mut sums = [[_mm512_setzero_ps(); WHOLE]; R];
     for (i, q) in q.iter().enumerate() {
         let q = load_lanes(q);

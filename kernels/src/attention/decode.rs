@@ -12,8 +12,8 @@ use std::ops::Range;
 /// Keys of a tile: the scores of a tile are 64 numbers a row.
 pub(super) const TILE: usize = 64;
 
-/// From this many multiply-adds on a second thread saves more than its waking costs (some 5 µs).
-const PARALLEL_FROM: usize = 1 << 18;
+/// From this many multiply-adds on (some 20 µs of one thread) a second thread saves more than its waking costs.
+const PARALLEL_FROM: usize = 3 << 18;
 
 /// Keys of one head.
 struct Segment {

@@ -13,7 +13,7 @@ pub(super) fn scores(_proof: Avx2, q: &[f32], k: &[f32], head_dim: usize, s: &mu
             // SAFETY: the token is made only after AVX2 and FMA were detected.
             4 => unsafe { scores_of::<4, 2>(q, k, head_dim, s) },
             // SAFETY: as above.
-            3 => unsafe { scores_of::<3, 4>(q, k, head_dim, s) },
+            3 => unsafe { scores_of::<3, 3>(q, k, head_dim, s) },
             // SAFETY: as above.
             2 => unsafe { scores_of::<2, 4>(q, k, head_dim, s) },
             // SAFETY: as above.
@@ -37,62 +37,88 @@ pub(super) fn take(_proof: Avx2, s: &mut [f32], v: &[f32], head_dim: usize, stat
         }
         match rows {
             // SAFETY: as above.
-            4 => unsafe { values_of::<4>(s, v, head_dim, alpha, o) },
+            4 => unsafe { values_of::<4, 2>(s, v, head_dim, alpha, o) },
             // SAFETY: as above.
-            3 => unsafe { values_of::<3>(s, v, head_dim, alpha, o) },
+            3 => unsafe { values_of::<3, 3>(s, v, head_dim, alpha, o) },
             // SAFETY: as above.
-            2 => unsafe { values_of::<2>(s, v, head_dim, alpha, o) },
+            2 => unsafe { values_of::<2, 4>(s, v, head_dim, alpha, o) },
             // SAFETY: as above.
-            _ => unsafe { values_of::<1>(s, v, head_dim, alpha, o) },
+            _ => unsafe { values_of::<1, 8>(s, v, head_dim, alpha, o) },
         }
     }
 }
 
-/// `R` rows against `K` keys at a time: R · K accumulators.
+/// `R` rows against `K` keys at a time: R · K accumulators, and K keys and a row in registers.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn scores_of<const R: usize, const K: usize>(q: &[f32], k: &[f32], head_dim: usize, s: &mut [f32]) {
-    let q: [&[f32]; R] = std::array::from_fn(|r| &q[r * head_dim..][..head_dim]);
-    let keys = k.len() / head_dim;
-    let whole = keys - keys % K;
-    for key in (0..whole).step_by(K) {
-        let k: [&[f32]; K] = std::array::from_fn(|i| &k[(key + i) * head_dim..][..head_dim]);
-        for (r, dots) in dots(q, k).into_iter().enumerate() {
-            s[r * TILE + key..][..K].copy_from_slice(&dots);
-        }
+    let whole = k.len() / (K * head_dim) * K;
+    let (k_whole, k_rest) = k.split_at(whole * head_dim);
+    for (i, k) in k_whole.chunks_exact(K * head_dim).enumerate() {
+        dots::<R, K>(q, k, head_dim, &mut s[i * K..]);
     }
-    for key in whole..keys {
-        for (r, [dot]) in dots(q, [&k[key * head_dim..][..head_dim]]).into_iter().enumerate() {
-            s[r * TILE + key] = dot;
-        }
+    for (i, k) in k_rest.chunks_exact(head_dim).enumerate() {
+        dots::<R, 1>(q, k, head_dim, &mut s[whole + i..]);
     }
 }
 
-/// q (R, head_dim) · kᵀ (head_dim, K).
+/// s (R, 64), of each row the first K = q (R, head_dim) · kᵀ (head_dim, K). R · K is at most 12.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dots<const R: usize, const K: usize>(q: [&[f32]; R], k: [&[f32]; K]) -> [[f32; K]; R] {
-    let q_vectors = q.map(|q| q.as_chunks::<8>().0);
-    let vectors = q_vectors[0].len();
-    let q_vectors = q_vectors.map(|q| &q[..vectors]);
-    let k_vectors = k.map(|k| &k.as_chunks::<8>().0[..vectors]);
+fn dots<const R: usize, const K: usize>(q: &[f32], k: &[f32], head_dim: usize, s: &mut [f32]) {
+    let vectors = head_dim / 8;
+    let (mut q_rows, mut k_rows) = ([&[][..]; R], [&[][..]; K]);
+    for (row, q) in q_rows.iter_mut().zip(q.chunks_exact(head_dim)) {
+        *row = &q.as_chunks::<8>().0[..vectors];
+    }
+    for (row, k) in k_rows.iter_mut().zip(k.chunks_exact(head_dim)) {
+        *row = &k.as_chunks::<8>().0[..vectors];
+    }
     let mut sums = [[_mm256_setzero_ps(); K]; R];
     for i in 0..vectors {
-        let k = k_vectors.map(|k| load8(&k[i]));
-        for (sums, q) in sums.iter_mut().zip(&q_vectors) {
-            let q = load8(&q[i]);
+        let mut k = [_mm256_setzero_ps(); K];
+        for (k, row) in k.iter_mut().zip(&k_rows) {
+            *k = load8(&row[i]);
+        }
+        for (sums, row) in sums.iter_mut().zip(&q_rows) {
+            let q = load8(&row[i]);
             for (sum, k) in sums.iter_mut().zip(k) {
                 *sum = _mm256_fmadd_ps(q, k, *sum);
             }
         }
     }
-    let mut dots = sums.map(|sums| sums.map(|sum| sum8(sum)));
+    // Summing across lanes costs least for four vectors at once.
+    let mut flat = [_mm256_setzero_ps(); 12];
+    for (flat, sum) in flat.iter_mut().zip(sums.as_flattened()) {
+        *flat = *sum;
+    }
+    let mut dots = [0.0; 12];
+    let fours = flat.as_chunks::<4>().0.iter().zip(dots.as_chunks_mut::<4>().0);
+    for (flat, dots) in fours.take((R * K).div_ceil(4)) {
+        *dots = sum_each(*flat);
+    }
     // Heads that are no multiple of eight end in single numbers.
-    for (dots, q) in dots.iter_mut().zip(q) {
-        for (dot, k) in dots.iter_mut().zip(k) {
-            *dot += q[vectors * 8..].iter().zip(&k[vectors * 8..]).map(|(q, k)| q * k).sum::<f32>();
+    if !head_dim.is_multiple_of(8) {
+        for (at, dot) in dots[..R * K].iter_mut().enumerate() {
+            let q = &q[at / K * head_dim..][vectors * 8..head_dim];
+            let k = &k[at % K * head_dim..][vectors * 8..head_dim];
+            *dot += q.iter().zip(k).map(|(q, k)| q * k).sum::<f32>();
         }
     }
-    dots
+    for (dots, s) in dots.chunks_exact(K).zip(s.chunks_mut(TILE)).take(R) {
+        s[..K].copy_from_slice(dots);
+    }
+}
+
+/// The sum of each of four vectors.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn sum_each([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+    let v = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+    let mut sums = [0.0; 4];
+    // SAFETY: `sums` is 16 writable bytes; storeu has no alignment need.
+    unsafe { _mm_storeu_ps(sums.as_mut_ptr(), v) };
+    sums
 }
 
 /// Takes 64 scores into `max` and `sum`; leaves exp(score − max) in `s`; gives what earlier sums must be
@@ -121,20 +147,20 @@ fn softmax_step(s: &mut [f32], max: &mut f32, sum: &mut f32) -> f32 {
     alpha
 }
 
-/// o (R, head_dim) = o · alpha + p (R, keys) · V (keys, head_dim), 32 numbers of the head at a time.
+/// o (R, head_dim) = o · alpha + p (R, keys) · V (keys, head_dim), `C` vectors of the head at a time: R · C
+/// accumulators, and C vectors of a value and one weight in registers.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn values_of<const R: usize>(
+fn values_of<const R: usize, const C: usize>(
     p: &[f32],
     v: &[f32],
     head_dim: usize,
     alpha: [f32; 4],
     o: &mut [f32],
 ) {
-    let p: [&[f32]; R] = std::array::from_fn(|r| &p[r * TILE..][..v.len() / head_dim]);
     let mut at = 0;
-    while R <= 3 && at + 32 <= head_dim {
-        weigh::<R, 4>(p, v, [head_dim, at], alpha, o);
-        at += 32;
+    while at + 8 * C <= head_dim {
+        weigh::<R, C>(p, v, [head_dim, at], alpha, o);
+        at += 8 * C;
     }
     while at + 16 <= head_dim {
         weigh::<R, 2>(p, v, [head_dim, at], alpha, o);
@@ -145,7 +171,7 @@ fn values_of<const R: usize>(
         at += 8;
     }
     // Heads that are no multiple of eight end in single numbers.
-    for (r, p) in p.into_iter().enumerate() {
+    for (r, p) in p.chunks_exact(TILE).enumerate() {
         for d in at..head_dim {
             let sum: f32 = p.iter().zip(v.chunks_exact(head_dim)).map(|(p, v)| p * v[d]).sum();
             let o = &mut o[r * head_dim + d];
@@ -158,7 +184,7 @@ fn values_of<const R: usize>(
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn weigh<const R: usize, const C: usize>(
-    p: [&[f32]; R],
+    p: &[f32],
     v: &[f32],
     [head_dim, at]: [usize; 2],
     alpha: [f32; 4],
@@ -171,14 +197,20 @@ fn weigh<const R: usize, const C: usize>(
             *sum = _mm256_mul_ps(load8(o), _mm256_set1_ps(alpha[r]));
         }
     }
-    let keys = p[0].len();
-    let p = p.map(|p| &p[..keys]);
-    for (key, v) in v.chunks_exact(head_dim).enumerate().take(keys) {
-        let (v, _) = v[at..][..8 * C].as_chunks::<8>();
-        for (sums, p) in sums.iter_mut().zip(&p) {
+    let mut p_rows = [&[][..]; R];
+    for (row, p) in p_rows.iter_mut().zip(p.chunks_exact(TILE)) {
+        *row = &p[..TILE];
+    }
+    for (key, v) in v.chunks_exact(head_dim).take(TILE).enumerate() {
+        let (from, _) = v[at..][..8 * C].as_chunks::<8>();
+        let mut v = [_mm256_setzero_ps(); C];
+        for (v, from) in v.iter_mut().zip(from) {
+            *v = load8(from);
+        }
+        for (sums, p) in sums.iter_mut().zip(&p_rows) {
             let p = _mm256_set1_ps(p[key]);
             for (sum, v) in sums.iter_mut().zip(v) {
-                *sum = _mm256_fmadd_ps(p, load8(v), *sum);
+                *sum = _mm256_fmadd_ps(p, v, *sum);
             }
         }
     }

@@ -74,17 +74,20 @@ pub(crate) mod x86 {
     macro_rules! loops {
         ($($name:ident, $vector:ident, $x:ty, $y:ty, $zero_x:expr, $zero_y:expr;)+) => {$(
             pub(crate) fn $name(_proof: Avx2, x: &[$x], y: &mut [$y]) {
-                let (x, x_rest) = x.as_chunks::<8>();
-                let (y, y_rest) = y.as_chunks_mut::<8>();
-                for (x, y) in x.iter().zip(y) {
-                    // SAFETY: the token is made only after AVX2 and F16C were detected.
-                    unsafe { $vector(x, y) };
+                #[target_feature(enable = "avx2,fma,f16c")]
+                fn all(x: &[$x], y: &mut [$y]) {
+                    let (x, x_rest) = x.as_chunks::<8>();
+                    let (y, y_rest) = y.as_chunks_mut::<8>();
+                    for (x, y) in x.iter().zip(y) {
+                        $vector(x, y);
+                    }
+                    let (mut tail_x, mut tail_y) = ([$zero_x; 8], [$zero_y; 8]);
+                    tail_x[..x_rest.len()].copy_from_slice(x_rest);
+                    $vector(&tail_x, &mut tail_y);
+                    y_rest.copy_from_slice(&tail_y[..y_rest.len()]);
                 }
-                let (mut tail_x, mut tail_y) = ([$zero_x; 8], [$zero_y; 8]);
-                tail_x[..x_rest.len()].copy_from_slice(x_rest);
-                // SAFETY: as above.
-                unsafe { $vector(&tail_x, &mut tail_y) };
-                y_rest.copy_from_slice(&tail_y[..y_rest.len()]);
+                // SAFETY: the token is made only after AVX2 and F16C were detected.
+                unsafe { all(x, y) };
             }
         )+};
     }
@@ -96,6 +99,7 @@ pub(crate) mod x86 {
         f16_from_f32, narrow_f16, f32, f16, 0.0, f16::ZERO;
     }
 
+    #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     fn widen_bf16(x: &[bf16; 8], y: &mut [f32; 8]) {
         // SAFETY: `x` is 16 readable bytes; loadu has no alignment need.
@@ -103,6 +107,7 @@ pub(crate) mod x86 {
         store8(y, _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x))));
     }
 
+    #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     fn widen_f16(x: &[f16; 8], y: &mut [f32; 8]) {
         // SAFETY: `x` is 16 readable bytes; loadu has no alignment need.
@@ -110,6 +115,7 @@ pub(crate) mod x86 {
         store8(y, _mm256_cvtph_ps(x));
     }
 
+    #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     fn narrow_f16(x: &[f32; 8], y: &mut [f16; 8]) {
         let codes = _mm256_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(load8(x));
@@ -117,6 +123,7 @@ pub(crate) mod x86 {
         unsafe { _mm_storeu_si128(y.as_mut_ptr().cast(), codes) };
     }
 
+    #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     fn narrow_bf16(x: &[f32; 8], y: &mut [bf16; 8]) {
         let x = load8(x);
