@@ -117,3 +117,19 @@ pub(super) fn finish(block: &mut Block, scale: f32) {
     // At most 32 · 32767 < 2²⁴: exact.
     block.scaled_sums = block.sums.map(|sum| sum as f32 * scale);
 }
+
+// The next two are not closures in the kernels that call them: a closure has its function's target features,
+// `from_fn` has not, and the compiler does not inline the one into the other.
+
+/// Rows of a matrix of blocks.
+#[inline]
+pub(super) fn rows<const M: usize>(x: &[Block]) -> [&[Block]; M] {
+    let len = x.len() / M;
+    std::array::from_fn(|row| &x[row * len..(row + 1) * len])
+}
+
+/// Block `step` of every row.
+#[inline]
+pub(super) fn blocks_at<'a, const M: usize>(x: &[&'a [Block]; M], step: usize) -> [&'a Block; M] {
+    std::array::from_fn(|row| &x[row][step])
+}

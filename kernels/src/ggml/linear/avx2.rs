@@ -1,6 +1,6 @@
 //! AVX2: pairs of 16-bit products (`vpmaddwd`), two vectors of eight rows a panel.
 
-use super::activation::{Block, finish, scales};
+use super::activation::{Block, blocks_at, finish, rows, scales};
 use super::avx2_codes::{group, scale_and_min};
 use super::decoded::Decoded;
 use super::panels::{LANES, STEP};
@@ -49,11 +49,12 @@ fn dot_products<const T: u8, const M: usize>(
 ) -> [[__m256i; 2]; M] {
     let ty = const { BlockType::from_index(T) };
     let groups = const { 4 / BlockType::from_index(T).unit().subs };
-    let mut dots = x.map(|x| {
-        // Starting at −bias · Σx takes the bias away from every code.
+    // Starting at −bias · Σx takes the bias away from every code.
+    let mut dots = [[_mm256_setzero_si256(); 2]; M];
+    for (dots, x) in dots.iter_mut().zip(x) {
         let bias = -i32::from(ty.bias()) * x.sums[which_sum(ty, sub)];
-        [_mm256_set1_epi32(bias); 2]
-    });
+        *dots = [_mm256_set1_epi32(bias); 2];
+    }
     for g in sub * groups..(sub + 1) * groups {
         let w = [group::<T>(codes, 0, g), group::<T>(codes, 1, g)];
         for (dots, x) in dots.iter_mut().zip(x) {
@@ -103,11 +104,11 @@ pub(super) fn stream<const T: u8, const M: usize>(
     y: &mut [[f32; LANES]],
 ) {
     let u = const { BlockType::from_index(T).unit() };
-    let x: [&[Block]; M] = std::array::from_fn(|row| &x[row * (x.len() / M)..][..x.len() / M]);
+    let x = rows::<M>(x);
     let mut sums = [[_mm256_setzero_ps(); 2]; M];
     for (i, unit) in panel.chunks_exact(u.nbytes).enumerate() {
         for (s, step) in unit[u.head..].chunks_exact(u.step_nbytes).enumerate() {
-            let x: [&Block; M] = std::array::from_fn(|row| &x[row][i * u.steps + s]);
+            let x = blocks_at(&x, i * u.steps + s);
             for sub in 0..u.subs {
                 let dots = dot_products::<T, M>(&step[u.step_head..], x, sub);
                 let scales = [
@@ -164,12 +165,16 @@ pub(super) fn tile<const SUBS: usize, const MIN: bool, const M: usize>(
     x: [&[Block]; M],
     y: &mut [[f32; LANES]; M],
 ) {
+    // A length that the compiler does not know: it would unroll the loop whole, multiply row after row, and
+    // run out of registers for the weights.
+    let pairs = std::hint::black_box(STEP / 2 / SUBS);
+    assert!(pairs * SUBS <= STEP / 2, "a step has sixteen pairs of columns");
     for (s, w) in w.iter().enumerate() {
-        let x: [&Block; M] = std::array::from_fn(|row| &x[row][s]);
+        let x = blocks_at(&x, s);
         for sub in 0..SUBS {
-            let first = sub * (STEP / 2 / SUBS);
+            let (first, end) = (sub * pairs, (sub + 1) * pairs);
             let mut dots = [[_mm256_setzero_si256(); 2]; M];
-            for i in first..first + STEP / 2 / SUBS {
+            for i in first..end {
                 let (codes, _) = w.codes[i].as_chunks();
                 let w = [load_codes(&codes[0]), load_codes(&codes[1])];
                 for (dots, x) in dots.iter_mut().zip(x) {

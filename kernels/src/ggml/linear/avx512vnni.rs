@@ -1,6 +1,6 @@
 //! AVX-512 VNNI: pairs of 16-bit products added to sums in one instruction (`vpdpwssd`), one vector a panel.
 
-use super::activation::Block;
+use super::activation::{Block, blocks_at, rows};
 use super::decoded::Decoded;
 use super::panels::{LANES, STEP};
 use crate::ggml::BlockType;
@@ -201,10 +201,10 @@ fn dot_products<const T: u8, const M: usize>(
     let groups = const { 4 / BlockType::from_index(T).unit().subs };
     // Two sums a row, so that one instruction need not wait for the last. Starting the first at
     // −bias · Σx takes the bias away from every code.
-    let mut dots = x.map(|x| {
-        let bias = -i32::from(ty.bias()) * x.sums[which_sum(ty, sub)];
-        [_mm512_set1_epi32(bias), _mm512_setzero_si512()]
-    });
+    let mut dots = [[_mm512_setzero_si512(); 2]; M];
+    for (dots, x) in dots.iter_mut().zip(x) {
+        dots[0] = _mm512_set1_epi32(-i32::from(ty.bias()) * x.sums[which_sum(ty, sub)]);
+    }
     for g in sub * groups..(sub + 1) * groups {
         let w = group::<T>(codes, g);
         for (dots, x) in dots.iter_mut().zip(x) {
@@ -214,7 +214,11 @@ fn dot_products<const T: u8, const M: usize>(
             }
         }
     }
-    dots.map(|[even, odd]| _mm512_add_epi32(even, odd))
+    let mut sums = [_mm512_setzero_si512(); M];
+    for (sum, [even, odd]) in sums.iter_mut().zip(dots) {
+        *sum = _mm512_add_epi32(even, odd);
+    }
+    sums
 }
 
 /// Which of a block's three sums belongs to sub-block `sub`.
@@ -232,16 +236,17 @@ pub(super) fn stream<const T: u8, const M: usize>(
 ) {
     let ty = const { BlockType::from_index(T) };
     let u = const { BlockType::from_index(T).unit() };
-    let x: [&[Block]; M] = std::array::from_fn(|row| &x[row * (x.len() / M)..][..x.len() / M]);
+    let x = rows::<M>(x);
     let mut sums = [_mm512_setzero_ps(); M];
     for (i, unit) in panel.chunks_exact(u.nbytes).enumerate() {
         for (s, step) in unit[u.head..].chunks_exact(u.step_nbytes).enumerate() {
-            let x: [&Block; M] = std::array::from_fn(|row| &x[row][i * u.steps + s]);
+            let x = blocks_at(&x, i * u.steps + s);
             for sub in 0..u.subs {
                 let dots = dot_products::<T, M>(&step[u.step_head..], x, sub);
                 let (scale, min) = scale_and_min::<T>((unit, step), sub);
                 for row in 0..M {
-                    let min = ty.has_min().then_some((min, x[row].scaled_sums[which_sum(ty, sub)]));
+                    let x_sum = x[row].scaled_sums[which_sum(ty, sub)];
+                    let min = ty.has_min().then_some((min, x_sum));
                     sums[row] = scale_and_add(sums[row], dots[row], (scale, x[row].scale), min);
                 }
             }
@@ -298,13 +303,20 @@ pub(super) fn tile<const SUBS: usize, const MIN: bool, const M: usize>(
     x: [&[Block]; M],
     y: &mut [[f32; LANES]; M],
 ) {
-    let mut sums: [__m512; M] = std::array::from_fn(|row| load_floats(&y[row]));
+    let mut sums = [_mm512_setzero_ps(); M];
+    for (sum, y) in sums.iter_mut().zip(&*y) {
+        *sum = load_floats(y);
+    }
+    // A length that the compiler does not know: it would unroll the loop whole, multiply row after row, and
+    // run out of registers for the weights.
+    let pairs = std::hint::black_box(STEP / 2 / SUBS);
+    assert!(pairs * SUBS <= STEP / 2, "a step has sixteen pairs of columns");
     for (s, w) in w.iter().enumerate() {
-        let x: [&Block; M] = std::array::from_fn(|row| &x[row][s]);
+        let x = blocks_at(&x, s);
         for sub in 0..SUBS {
-            let first = sub * (STEP / 2 / SUBS);
+            let (first, end) = (sub * pairs, (sub + 1) * pairs);
             let mut dots = [_mm512_setzero_si512(); M];
-            for i in first..first + STEP / 2 / SUBS {
+            for i in first..end {
                 let w = load_codes(&w.codes[i]);
                 for (dot, x) in dots.iter_mut().zip(x) {
                     *dot = _mm512_dpwssd_epi32(*dot, w, _mm512_set1_epi32(x.pairs[i]));
