@@ -1,7 +1,9 @@
 //! aolab: torchao's job done in Rust, as a laboratory.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod command;
+pub mod compare;
 pub mod data;
 pub mod error;
 pub mod eval;

@@ -30,6 +30,7 @@ pub mod isa;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
 pub mod logits;
+pub mod machine;
 pub mod mmap;
 pub mod norm;
 pub mod parallel;

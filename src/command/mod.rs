@@ -19,7 +19,11 @@ mod entry;
 mod pipeline;
 mod reference;
 
+mod bench;
+mod compare;
 mod echo;
+mod eval;
+mod generate;
 mod help;
 mod history;
 mod load;
@@ -43,6 +47,10 @@ pub static COMMANDS: &[Entry] = &[
     Entry::of::<load::Load>(),
     Entry::of::<show::Show>(),
     Entry::of::<size::Size>(),
+    Entry::of::<eval::Eval>(),
+    Entry::of::<compare::Compare>(),
+    Entry::of::<bench::Bench>(),
+    Entry::of::<generate::Generate>(),
     Entry::of::<save::Save>(),
     Entry::of::<vars::Vars>(),
     Entry::of::<undo::Undo>(),

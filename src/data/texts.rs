@@ -1,6 +1,8 @@
 //! The texts that are part of the program.
 
-use crate::error::{Error, Result, did_you_mean};
+use std::path::Path;
+
+use crate::error::{AtPath, Error, Result, did_you_mean};
 
 /// The US State of the Union addresses of 2001 to 2020 (public domain), which the built-in model has never seen.
 pub const SOTU: &str = include_str!("../model/tiny/eval.txt");
@@ -19,4 +21,22 @@ pub fn builtin(name: &str) -> Result<&'static str> {
         NAMES.join(", "),
         hint.unwrap_or_default()
     )))
+}
+
+/// A text by the name of a built-in one, or else the UTF-8 file at `path`.
+pub fn read(path: &Path) -> Result<String> {
+    if let Some(name) = path.to_str()
+        && NAMES.contains(&name)
+    {
+        return builtin(name).map(str::to_owned);
+    }
+    if !path.exists() {
+        let names = NAMES.join(", ");
+        return Err(Error::file(path, format!("no such file; wanted a text file or {names}")));
+    }
+    let bytes = std::fs::read(path).at(path)?;
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        Error::file(path, format!("not UTF-8 text: byte {at} is the first wrong one"))
+    })
 }

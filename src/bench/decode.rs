@@ -1,0 +1,186 @@
+//! Tokens per second of a whole model.
+
+use std::time::Instant;
+
+use aolab_kernels::{Cpu, machine};
+use serde::{Deserialize, Serialize};
+
+use super::{Times, peak_rss_bytes, reset_peak_rss};
+use crate::error::{Error, Result};
+use crate::eval::Progress;
+use crate::model::{Model, NoObserver};
+use crate::rng::Rng;
+
+/// What to time when writing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecodeConfig {
+    /// Positions in the cache before the first timed token.
+    pub context: usize,
+    /// Timed tokens.
+    pub tokens: usize,
+}
+
+/// What [`decode`] found: batch 1, weights cold or warm as a real generation leaves them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DecodeResult {
+    /// Positions in the cache before the first timed token.
+    pub context: usize,
+    /// Timed tokens.
+    pub tokens: usize,
+    /// Median time of one token.
+    pub ms_per_token: f64,
+    /// Time that nine tokens of ten stay under.
+    pub ms_per_token_p90: f64,
+    /// One over the median time.
+    pub tokens_per_s: f64,
+    /// Bytes that one token needs: every weight once, and the cache.
+    pub bytes_per_token: u64,
+    /// Those bytes over the median time.
+    pub gb_per_s: f64,
+    /// Read bandwidth of this machine with the same threads, measured in the same run.
+    pub read_gb_per_s: f64,
+    /// Peak resident memory of the process while it was timed.
+    pub peak_rss_bytes: Option<u64>,
+}
+
+/// What to time when reading.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrefillConfig {
+    /// Tokens of the prompt.
+    pub tokens: usize,
+    /// Timed prompts.
+    pub repeats: usize,
+}
+
+/// What [`prefill`] found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PrefillResult {
+    /// Tokens of the prompt.
+    pub tokens: usize,
+    /// Median time of the prompt.
+    pub ms: f64,
+    /// Tokens over the median time.
+    pub tokens_per_s: f64,
+    /// Operations of the linear layers over the median time.
+    pub gflop_per_s: f64,
+    /// The f32 multiply-add peak of this machine with the same threads, measured in the same run.
+    pub peak_gflop_per_s: f64,
+    /// Peak resident memory of the process while it was timed.
+    pub peak_rss_bytes: Option<u64>,
+}
+
+/// Seconds spent on measuring a ceiling.
+const CEILING_SECONDS: f64 = 0.3;
+
+fn random_tokens(model: &Model, count: usize) -> Vec<u32> {
+    let vocab = u64::try_from(model.config.vocab_size).unwrap_or(u64::MAX);
+    let mut rng = Rng::new(1);
+    (0..count).map(|_| u32::try_from(rng.next_u64() % vocab).unwrap_or(0)).collect()
+}
+
+fn check_fits(model: &Model, wanted: usize) -> Result<()> {
+    let limit = model.config.max_position_embeddings;
+    if wanted == 0 {
+        return Err(Error::invalid("nothing to time: ask for at least one token"));
+    }
+    if wanted <= limit {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "{} reads at most {limit} positions; {wanted} were asked for",
+        model.name
+    )))
+}
+
+/// Times single tokens behind `config.context` positions.
+#[expect(clippy::cast_precision_loss, reason = "counts are far below 2⁵³")]
+pub fn decode(
+    model: &Model,
+    cpu: &Cpu,
+    config: &DecodeConfig,
+    progress: Progress,
+) -> Result<DecodeResult> {
+    check_fits(model, config.context + config.tokens)?;
+    if config.tokens == 0 {
+        return Err(Error::invalid("nothing to time: --tokens is 0"));
+    }
+    let read_gb_per_s = machine::read_bandwidth(cpu, CEILING_SECONDS);
+    reset_peak_rss();
+    let tokens = random_tokens(model, config.context + config.tokens);
+    let (before, timed) = tokens.split_at(config.context);
+    let mut context = model.context(tokens.len());
+    model.forward(cpu, before, &mut context, &mut NoObserver)?;
+    let mut seconds = Vec::with_capacity(timed.len());
+    for (done, token) in timed.iter().enumerate() {
+        if !progress(done, timed.len()) {
+            return Err(Error::Cancelled);
+        }
+        let start = Instant::now();
+        let hidden = model.forward(cpu, &[*token], &mut context, &mut NoObserver)?;
+        model.logits(cpu, &hidden)?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    progress(timed.len(), timed.len());
+    let times = Times::from_samples(seconds);
+    let bytes_per_token = bytes_per_token(model, config.context + config.tokens / 2);
+    Ok(DecodeResult {
+        context: config.context,
+        tokens: config.tokens,
+        ms_per_token: 1e3 * times.median(),
+        ms_per_token_p90: 1e3 * times.quantile(9, 10),
+        tokens_per_s: 1.0 / times.median(),
+        bytes_per_token,
+        gb_per_s: bytes_per_token as f64 / times.median() * 1e-9,
+        read_gb_per_s,
+        peak_rss_bytes: peak_rss_bytes(),
+    })
+}
+
+/// Every weight once, and the keys and values of `positions`.
+fn bytes_per_token(model: &Model, positions: usize) -> u64 {
+    let config = &model.config;
+    let linears = model.linears();
+    let head = if model.lm_head.is_none() { Some(model.head().cost(1).bytes) } else { None };
+    let weights: u64 = linears.iter().map(|(_, linear)| linear.weight.cost(1).bytes).sum();
+    let cache = 2 * 4 * positions * config.num_key_value_heads * config.head_dim;
+    weights + head.unwrap_or(0) + (cache * config.num_hidden_layers) as u64
+}
+
+/// Times whole prompts, logits of the last token included.
+#[expect(clippy::cast_precision_loss, reason = "counts are far below 2⁵³")]
+pub fn prefill(
+    model: &Model,
+    cpu: &Cpu,
+    config: &PrefillConfig,
+    progress: Progress,
+) -> Result<PrefillResult> {
+    check_fits(model, config.tokens)?;
+    let peak_gflop_per_s = machine::f32_peak(cpu, CEILING_SECONDS);
+    reset_peak_rss();
+    let tokens = random_tokens(model, config.tokens);
+    let d = model.config.hidden_size;
+    let mut context = model.context(tokens.len());
+    let mut seconds = Vec::new();
+    for done in 0..config.repeats.max(1) {
+        if !progress(done, config.repeats) {
+            return Err(Error::Cancelled);
+        }
+        context.truncate(0);
+        let start = Instant::now();
+        let hidden = model.forward(cpu, &tokens, &mut context, &mut NoObserver)?;
+        model.logits(cpu, &hidden[hidden.len() - d..])?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    progress(config.repeats, config.repeats);
+    let linears = model.linears();
+    let flops: u64 = linears.iter().map(|(_, l)| l.weight.cost(config.tokens).flops).sum();
+    let seconds = Times::from_samples(seconds).median();
+    Ok(PrefillResult {
+        tokens: config.tokens,
+        ms: 1e3 * seconds,
+        tokens_per_s: config.tokens as f64 / seconds,
+        gflop_per_s: flops as f64 / seconds * 1e-9,
+        peak_gflop_per_s,
+        peak_rss_bytes: peak_rss_bytes(),
+    })
+}

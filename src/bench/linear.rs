@@ -1,0 +1,95 @@
+//! One linear layer, format by format, against the ceilings of this machine.
+
+use std::hint::black_box;
+
+use aolab_kernels::Cpu;
+use serde::{Deserialize, Serialize};
+
+use super::Times;
+use crate::error::Result;
+use crate::model::Weight;
+use crate::rng::Rng;
+
+/// One layer's call.
+#[derive(Clone, Debug)]
+pub struct LinearCase<'a> {
+    /// The weight under test.
+    pub weight: &'a dyn Weight,
+    /// Rows of the activation.
+    pub m: usize,
+    /// Whether 128 MB are streamed through the caches before each call, as a decoder's other layers do.
+    pub cold: bool,
+    /// Seconds to spend on it.
+    pub seconds: f64,
+}
+
+/// What [`linear`] found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LinearResult {
+    /// The weight's workflow.
+    pub workflow: String,
+    /// Output features.
+    pub n: usize,
+    /// Input features.
+    pub k: usize,
+    /// Rows of the activation.
+    pub m: usize,
+    /// Whether the caches were cold.
+    pub cold: bool,
+    /// The kernel that ran.
+    pub kernel: String,
+    /// Median time of a call.
+    pub us: f64,
+    /// Weights, scales, activations and results once, over the median time.
+    pub gb_per_s: f64,
+    /// `2·M·N·K` over the median time.
+    pub gflop_per_s: f64,
+}
+
+/// Bytes that are streamed between cold calls: four times the largest common L3 cache.
+const FLUSH_BYTES: usize = 128 << 20;
+
+/// Times one call again and again.
+pub fn linear(cpu: &Cpu, case: &LinearCase) -> Result<LinearResult> {
+    let (n, k) = case.weight.shape();
+    let m = case.m;
+    let mut rng = Rng::new(2);
+    let x: Vec<f32> = (0..m * k).map(|_| rng.normal()).collect();
+    let mut y = vec![0.0; m * n];
+    case.weight.linear(cpu, &x, m, &mut y)?;
+    let flush = if case.cold { vec![1_u8; FLUSH_BYTES] } else { Vec::new() };
+    let mut outcome = Ok(());
+    let times = Times::of(
+        5,
+        case.seconds,
+        || stream(cpu, &flush),
+        || {
+            if let Err(error) = case.weight.linear(cpu, &x, m, &mut y) {
+                outcome = Err(error);
+            }
+        },
+    );
+    outcome?;
+    let cost = case.weight.cost(m);
+    Ok(LinearResult {
+        workflow: case.weight.workflow(),
+        n,
+        k,
+        m,
+        cold: case.cold,
+        kernel: case.weight.kernel(cpu, m),
+        us: 1e6 * times.median(),
+        gb_per_s: cost.gb_per_s(times.median()),
+        gflop_per_s: cost.gflop_per_s(times.median()),
+    })
+}
+
+/// Reads `bytes` once with all threads, so that they take the place of what the caches held.
+fn stream(cpu: &Cpu, bytes: &[u8]) {
+    let share = cpu.threads().share(bytes.len(), 64);
+    cpu.threads().run(bytes.len().div_ceil(share), |part| {
+        let end = bytes.len().min((part + 1) * share);
+        let lines = bytes[part * share..end].iter().step_by(64);
+        black_box(lines.map(|byte| u64::from(*byte)).sum::<u64>());
+    });
+}

@@ -1,0 +1,114 @@
+//! The measurements as tables.
+
+use super::{DecodeResult, LinearResult, PrefillResult};
+use crate::error::Result;
+use crate::table::{Cell, Table};
+
+fn int(value: usize) -> Cell {
+    Cell::Int(i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+fn bytes(value: Option<u64>) -> Cell {
+    value.map_or(Cell::Missing, Cell::Bytes)
+}
+
+impl DecodeResult {
+    /// One row; rows of several models can be appended to each other.
+    pub fn table(&self, model: &str) -> Result<Table> {
+        let mut table = Table::new("decode")
+            .column("model")
+            .column_unit("speed", "tok/s")
+            .column_unit("median", "ms/token")
+            .column_unit("90 %", "ms/token")
+            .column("bytes/token")
+            .column_unit("bandwidth", "GB/s")
+            .column_unit("of read bandwidth", "%")
+            .column("peak RSS")
+            .with_note(format!(
+                "batch 1, {} tokens behind a context of {}; bytes: every weight and the cache once",
+                self.tokens, self.context
+            ))
+            .with_note(format!(
+                "read bandwidth measured in this run: {:.1} GB/s",
+                self.read_gb_per_s
+            ));
+        table.push([
+            Cell::Text(model.to_owned()),
+            Cell::Float(self.tokens_per_s),
+            Cell::Float(self.ms_per_token),
+            Cell::Float(self.ms_per_token_p90),
+            Cell::Bytes(self.bytes_per_token),
+            Cell::Float(self.gb_per_s),
+            Cell::Float(100.0 * self.gb_per_s / self.read_gb_per_s),
+            bytes(self.peak_rss_bytes),
+        ])?;
+        Ok(table)
+    }
+}
+
+impl PrefillResult {
+    /// One row; rows of several models can be appended to each other.
+    pub fn table(&self, model: &str) -> Result<Table> {
+        let mut table = Table::new("prefill")
+            .column("model")
+            .column_unit("speed", "tok/s")
+            .column_unit("median", "ms")
+            .column_unit("rate", "GFLOP/s")
+            .column_unit("of f32 peak", "%")
+            .column("peak RSS")
+            .with_note(format!(
+                "one prompt of {} tokens, logits of its last; the rate counts the linear layers",
+                self.tokens
+            ))
+            .with_note(format!(
+                "f32 multiply-add peak measured in this run: {:.1} GFLOP/s",
+                self.peak_gflop_per_s
+            ));
+        table.push([
+            Cell::Text(model.to_owned()),
+            Cell::Float(self.tokens_per_s),
+            Cell::Float(self.ms),
+            Cell::Float(self.gflop_per_s),
+            Cell::Float(100.0 * self.gflop_per_s / self.peak_gflop_per_s),
+            bytes(self.peak_rss_bytes),
+        ])?;
+        Ok(table)
+    }
+}
+
+impl LinearResult {
+    /// One row beside the ceilings; rows of several cases can be appended to each other.
+    pub fn table(&self, read_gb_per_s: f64, peak_gflop_per_s: f64) -> Result<Table> {
+        let mut table = Table::new("linear layers")
+            .column("workflow")
+            .column("N")
+            .column("K")
+            .column("M")
+            .column("caches")
+            .column("kernel")
+            .column_unit("time", "µs")
+            .column_unit("bandwidth", "GB/s")
+            .column_unit("of read bandwidth", "%")
+            .column_unit("rate", "GFLOP/s")
+            .column_unit("of f32 peak", "%")
+            .with_note(format!(
+                "measured in this run: read bandwidth {read_gb_per_s:.1} GB/s, \
+                 f32 multiply-add peak {peak_gflop_per_s:.1} GFLOP/s"
+            ))
+            .with_note("bytes: weights, scales, activations and results once; 2·M·N·K operations");
+        table.push([
+            Cell::Text(self.workflow.clone()),
+            int(self.n),
+            int(self.k),
+            int(self.m),
+            Cell::Text(if self.cold { "cold" } else { "warm" }.to_owned()),
+            Cell::Text(self.kernel.clone()),
+            Cell::Float(self.us),
+            Cell::Float(self.gb_per_s),
+            Cell::Float(100.0 * self.gb_per_s / read_gb_per_s),
+            Cell::Float(self.gflop_per_s),
+            Cell::Float(100.0 * self.gflop_per_s / peak_gflop_per_s),
+        ])?;
+        Ok(table)
+    }
+}

@@ -1,0 +1,251 @@
+//! `bench`
+
+use std::sync::Arc;
+
+use half::bf16;
+
+use super::{Command, Example, Group, Output};
+use crate::bench::{DecodeConfig, LinearCase, PrefillConfig, ceilings, decode, linear, prefill};
+use crate::error::{Context as _, Error, Result};
+use crate::kernels::{Cpu, machine};
+use crate::model::{DenseWeight, Weight};
+use crate::quantization::{
+    Int4WeightOnlyConfig, Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, Recipe,
+};
+use crate::rng::Rng;
+use crate::session::Session;
+use crate::table::Table;
+use crate::tensor::{DType, Tensor};
+use crate::value::{Kind, Value};
+
+/// Measure speed and memory, with this machine's ceiling beside every number.
+#[derive(Debug, clap::Args)]
+pub(super) struct Bench {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// Write token after token with a model: tok/s, GB/s, share of the read bandwidth, memory
+    Decode {
+        /// Positions in the cache before the first timed token
+        #[arg(long, default_value_t = 128)]
+        context: usize,
+        /// Timed tokens
+        #[arg(long, default_value_t = 64)]
+        tokens: usize,
+    },
+    /// Read a prompt with a model: tok/s, GFLOP/s, share of the multiply-add peak, memory
+    Prefill {
+        /// Tokens of the prompt
+        #[arg(long, default_value_t = 256)]
+        tokens: usize,
+        /// Timed prompts
+        #[arg(long, default_value_t = 5)]
+        repeats: usize,
+    },
+    /// Time one linear layer in several formats (takes no model)
+    Linear {
+        /// Shapes as NxK, separated by commas
+        #[arg(long, value_delimiter = ',', default_value = "11008x4096")]
+        shape: Vec<String>,
+        /// Rows of the activation, separated by commas
+        #[arg(long, value_delimiter = ',', default_value = "1,16,128")]
+        m: Vec<usize>,
+        /// Formats, separated by commas
+        #[arg(long, value_enum, value_delimiter = ',', default_values_t = Format::ALL)]
+        format: Vec<Format>,
+        /// Group size of int4
+        #[arg(long, default_value_t = 128)]
+        group_size: usize,
+        /// Leave the caches warm between calls; otherwise 128 MB are streamed through them
+        #[arg(long)]
+        warm: bool,
+        /// Seconds a case
+        #[arg(long, default_value_t = 0.5)]
+        seconds: f64,
+    },
+    /// Measure what this machine can do at most (takes no model)
+    Machine {
+        /// Seconds a ceiling
+        #[arg(long, default_value_t = 0.5)]
+        seconds: f64,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    F32,
+    Bf16,
+    Int8WeightOnly,
+    Int8Dynamic,
+    Int4WeightOnly,
+}
+
+impl Format {
+    const ALL: [Format; 5] = [
+        Format::F32,
+        Format::Bf16,
+        Format::Int8WeightOnly,
+        Format::Int8Dynamic,
+        Format::Int4WeightOnly,
+    ];
+
+    /// A random weight of this format.
+    fn weight(self, cpu: &Cpu, n: usize, k: usize, group_size: usize) -> Result<Arc<dyn Weight>> {
+        let mut rng = Rng::new(3);
+        let values = (0..n * k).map(|_| bf16::from_f32(0.02 * rng.normal())).collect();
+        let dense = Tensor::new::<bf16>(values, &[n, k])?;
+        let quantize = |recipe: &dyn Recipe| {
+            recipe.check((n, k))?;
+            recipe.quantize(cpu, &DenseWeight::new(dense.clone())?)
+        };
+        match self {
+            Format::F32 => DenseWeight::shared(dense.to_dtype(DType::F32)?),
+            Format::Bf16 => DenseWeight::shared(dense),
+            Format::Int8WeightOnly => quantize(&Int8WeightOnlyConfig::default()),
+            Format::Int8Dynamic => quantize(&Int8DynamicActivationInt8WeightConfig::default()),
+            Format::Int4WeightOnly => {
+                quantize(&Int4WeightOnlyConfig { group_size, ..Default::default() })
+            }
+        }
+    }
+}
+
+impl Command for Bench {
+    const NAME: &'static str = "bench";
+    const GROUP: Group = Group::See;
+    const INPUT: &'static [Kind] = &[Kind::Nothing, Kind::Model];
+    const OUTPUT: Output = Output::Is(Kind::Table);
+    const EXAMPLES: &'static [Example] = &[
+        Example {
+            line: "load tiny | bench decode --tokens 8",
+            about: "tokens per second, one at a time",
+            expect: "tok/s",
+        },
+        Example {
+            line: "load tiny | bench prefill --tokens 32 --repeats 1",
+            about: "tokens per second of a prompt",
+            expect: "of f32 peak",
+        },
+        Example {
+            line: "bench linear --shape 256x256 --m 1,8 --seconds 0.01",
+            about: "one layer in every format",
+            expect: "int4-weight-only",
+        },
+        Example {
+            line: "bench machine --seconds 0.05",
+            about: "the ceilings of this machine",
+            expect: "GB/s",
+        },
+    ];
+
+    fn run(self, session: &mut Session, input: Value) -> Result<Value> {
+        let model = match input {
+            Value::Model(model) => Ok(model),
+            _ => session.model().cloned(),
+        };
+        let cpu = session.cpu().clone();
+        let task = session.task("timing");
+        let progress = &mut |done, total| task.progress(done, total);
+        let table = match self.what {
+            What::Decode { context, tokens } => {
+                let model = model?;
+                let config = DecodeConfig { context, tokens };
+                decode(&model, &cpu, &config, progress)?.table(&model.name)?
+            }
+            What::Prefill { tokens, repeats } => {
+                let model = model?;
+                let config = PrefillConfig { tokens, repeats };
+                prefill(&model, &cpu, &config, progress)?.table(&model.name)?
+            }
+            What::Machine { seconds } => ceilings(&cpu, checked(seconds)?)?,
+            What::Linear { shape, m, format, group_size, warm, seconds } => {
+                let cases = Cases { m, format, group_size, warm, seconds: checked(seconds)? };
+                cases.run(&cpu, &shapes(&shape)?, progress)?
+            }
+        };
+        Ok(Value::Table(table))
+    }
+}
+
+/// The grid of `bench linear`.
+struct Cases {
+    m: Vec<usize>,
+    format: Vec<Format>,
+    group_size: usize,
+    warm: bool,
+    seconds: f64,
+}
+
+impl Cases {
+    fn run(
+        &self,
+        cpu: &Cpu,
+        shapes: &[(usize, usize)],
+        progress: crate::eval::Progress,
+    ) -> Result<Table> {
+        let read = machine::read_bandwidth(cpu, 0.5);
+        let peak = machine::f32_peak(cpu, 0.5);
+        let total = shapes.len() * self.format.len() * self.m.len();
+        let mut rows: Vec<Table> = Vec::with_capacity(total);
+        for ((n, k), format) in
+            shapes.iter().flat_map(|shape| self.format.iter().map(move |format| (shape, format)))
+        {
+            let weight = format.weight(cpu, *n, *k, self.group_size);
+            let weight = weight.within(format!("shape {n}x{k}"))?;
+            for m in &self.m {
+                if !progress(rows.len(), total) {
+                    return Err(Error::Cancelled);
+                }
+                let (weight, m, cold, seconds) = (&*weight, *m, !self.warm, self.seconds);
+                let case = LinearCase { weight, m, cold, seconds };
+                rows.push(linear(cpu, &case)?.table(read, peak)?);
+            }
+        }
+        let mut rows = rows.into_iter();
+        let mut table = rows
+            .next()
+            .ok_or_else(|| Error::usage("nothing to time: give a shape, a format and an M"))?;
+        rows.try_for_each(|row| table.append(row))?;
+        Ok(table)
+    }
+}
+
+fn checked(seconds: f64) -> Result<f64> {
+    if (0.0..=60.0).contains(&seconds) {
+        return Ok(seconds);
+    }
+    Err(Error::usage(format!("--seconds is {seconds}; wanted 0 to 60")))
+}
+
+/// Reads `11008x4096`.
+fn shapes(words: &[String]) -> Result<Vec<(usize, usize)>> {
+    // 2³⁰ weights are 4 GB in f32: more is a slip of the finger.
+    let sound =
+        |n: &usize, k: &usize| n.checked_mul(*k).is_some_and(|nk| (1..=1 << 30).contains(&nk));
+    let read = |word: &String| {
+        word.split_once('x')
+            .and_then(|(n, k)| Some((n.trim().parse().ok()?, k.trim().parse().ok()?)))
+            .filter(|(n, k)| sound(n, k))
+            .ok_or_else(|| {
+                Error::usage(format!("{word:?} is no shape; wanted NxK up to 2³⁰, as 11008x4096"))
+            })
+    };
+    words.iter().map(read).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shapes;
+
+    #[test]
+    fn shapes_are_read_and_nonsense_is_refused() {
+        let words = |list: &[&str]| list.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
+        assert_eq!(shapes(&words(&["11008x4096"])).expect("a shape"), [(11008, 4096)]);
+        for bad in ["x", "3", "0x4", "99999999x99999999", "ax2"] {
+            assert!(shapes(&words(&[bad])).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! `eval`
+
+use std::path::PathBuf;
+
+use super::{Command, Example, Group, Output};
+use crate::data::texts;
+use crate::error::Result;
+use crate::eval::{self, Convention, EvalConfig};
+use crate::session::Session;
+use crate::value::{Kind, Value};
+
+/// Say what a change did to a model's answers: perplexity, divergence, signal-to-noise.
+#[derive(Debug, clap::Args)]
+pub(super) struct Eval {
+    #[command(subcommand)]
+    measure: Measure,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Measure {
+    /// How well the model predicts a text: exp of the mean negative log-likelihood
+    Perplexity {
+        #[command(flatten)]
+        text: TextArgs,
+    },
+    /// How far the predictions moved from a baseline's: KL divergence, token by token
+    Kl {
+        /// The baseline: a $variable, or anything that load takes
+        #[arg(value_name = "MODEL")]
+        base: String,
+        #[command(flatten)]
+        text: TextArgs,
+    },
+    /// Signal-to-noise of each layer and of the logits against a baseline's
+    Sqnr {
+        /// The baseline: a $variable, or anything that load takes
+        #[arg(value_name = "MODEL")]
+        base: String,
+        #[command(flatten)]
+        text: TextArgs,
+    },
+}
+
+/// What is read, and how it is counted.
+#[derive(Debug, clap::Args)]
+pub(super) struct TextArgs {
+    /// `sotu` (built in: State of the Union addresses 2001-2020) or a UTF-8 text file
+    #[arg(long, value_name = "PATH", default_value = "sotu")]
+    text: PathBuf,
+    /// How windows are cut and counted; numbers of different conventions cannot be compared
+    #[arg(long, value_enum, default_value_t)]
+    convention: Convention,
+    /// Tokens per window [default: 512, or what the model reads]
+    #[arg(long)]
+    context: Option<usize>,
+    /// Only the first so many windows [default: all]
+    #[arg(long)]
+    windows: Option<usize>,
+}
+
+impl TextArgs {
+    pub(super) fn read(&self) -> Result<(String, EvalConfig)> {
+        let config = EvalConfig {
+            convention: self.convention,
+            context: self.context,
+            windows: self.windows,
+        };
+        Ok((texts::read(&self.text)?, config))
+    }
+
+    fn name(&self) -> String {
+        self.text.display().to_string()
+    }
+}
+
+impl Command for Eval {
+    const NAME: &'static str = "eval";
+    const GROUP: Group = Group::See;
+    const INPUT: &'static [Kind] = &[Kind::Model];
+    const OUTPUT: Output = Output::Is(Kind::Table);
+    const EXAMPLES: &'static [Example] = &[
+        Example {
+            line: "load tiny | eval perplexity --windows 4",
+            about: "perplexity on the first windows of the built-in text",
+            expect: "perplexity",
+        },
+        Example {
+            line: "load tiny | eval perplexity --windows 2 --convention llamacpp",
+            about: "counted as llama.cpp's perplexity tool does",
+            expect: "llamacpp",
+        },
+        Example {
+            line: "load tiny | quantize int4-weight-only --group-size 32 | eval kl tiny --windows 2",
+            about: "how far quantization moved the predictions",
+            expect: "same top-1",
+        },
+        Example {
+            line: "load tiny | quantize int8-weight-only | eval sqnr tiny --windows 1",
+            about: "which layers lost most",
+            expect: "mlp.down_proj",
+        },
+    ];
+
+    fn run(self, session: &mut Session, input: Value) -> Result<Value> {
+        let model = input.into_model()?;
+        let cpu = session.cpu().clone();
+        let task = session.task("reading");
+        let progress = &mut |done, total| task.progress(done, total);
+        let table = match &self.measure {
+            Measure::Perplexity { text } => {
+                let (words, config) = text.read()?;
+                eval::perplexity(&model, &cpu, &words, &config, progress)?
+                    .table(&model.name, &text.name())?
+            }
+            Measure::Kl { base, text } => {
+                let base = session.model_called(base)?;
+                let (words, config) = text.read()?;
+                eval::kl(&base, &model, &cpu, &words, &config, progress)?.table(
+                    &model.name,
+                    &base.name,
+                    &text.name(),
+                )?
+            }
+            Measure::Sqnr { base, text } => {
+                let base = session.model_called(base)?;
+                let (words, mut config) = text.read()?;
+                // Signal-to-noise settles within a few thousand tokens.
+                config.windows = config.windows.or(Some(8));
+                eval::sqnr(&base, &model, &cpu, &words, &config, progress)?
+                    .table(&model.name, &base.name)?
+            }
+        };
+        Ok(Value::Table(table))
+    }
+}
