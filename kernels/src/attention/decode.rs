@@ -12,8 +12,9 @@ use std::ops::Range;
 /// Keys of a tile: the scores of a tile are 64 numbers a row.
 pub(super) const TILE: usize = 64;
 
-/// From this many multiply-adds on (some 20 µs of one thread) a second thread saves more than its waking costs.
-const PARALLEL_FROM: usize = 3 << 18;
+/// From this many multiply-adds on (some 4 µs of one thread), a second thread saves more than the
+/// microsecond that a loop costs to start.
+const PARALLEL_FROM: usize = 1 << 16;
 
 /// Keys of one head.
 struct Segment {

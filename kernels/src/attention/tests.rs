@@ -26,12 +26,21 @@ fn exact<T: CacheElement>(q: &[f32], k: &[T], v: &[T], s: &AttentionShape) -> Ve
     out
 }
 
-fn check<T: CacheElement>(cpu: &Cpu, shape: &AttentionShape, scale: f32, narrow: fn(f32) -> T) {
+/// Inputs of one case, and the outputs in f64.
+struct Case<T> {
+    shape: AttentionShape,
+    q: Vec<f32>,
+    caches: [Vec<T>; 2],
+    exact: Vec<f64>,
+    bound: f64,
+}
+
+fn case<T: CacheElement>(shape: &AttentionShape, scale: f32, narrow: fn(f32) -> T) -> Case<T> {
     let mut sample = Sample(7 + shape.m as u64);
     let len = shape.kv_heads * shape.capacity * shape.head_dim;
     let q = sample.vec(shape.m * shape.heads * shape.head_dim, scale);
     let mut cache = |scale| -> Vec<T> { sample.vec(len, scale).into_iter().map(narrow).collect() };
-    let (mut k, mut v) = (cache(2.0), cache(1.0));
+    let [mut k, mut v] = [cache(2.0), cache(1.0)];
     // Entries beyond those in use must never be looked at.
     for head in 0..shape.kv_heads {
         let unused = head * shape.capacity + shape.past + shape.m..(head + 1) * shape.capacity;
@@ -39,33 +48,76 @@ fn check<T: CacheElement>(cpu: &Cpu, shape: &AttentionShape, scale: f32, narrow:
         k[unused.clone()].fill(narrow(f32::NAN));
         v[unused].fill(narrow(f32::NAN));
     }
-    let mut out = vec![f32::NAN; q.len()];
-    attention(cpu, &q, &k, &v, shape, &mut out);
+    let exact = exact(&q, &k, &v, shape);
     let largest = scale * 2.0 * shape.head_dim as f32 * shape.scale;
     let keys = (shape.past + shape.m) as f32;
     let terms = keys + 8.0 * shape.head_dim as f32 + 64.0;
     let bound = f64::from(terms * (1.0 + largest)) * 2f64.powi(-24);
-    for (at, (&y, exact)) in out.iter().zip(exact(&q, &k, &v, shape)).enumerate() {
-        let error = (f64::from(y) - exact).abs();
-        assert!(error <= bound, "{} {shape:?} out[{at}]: {y}, not {exact}", cpu.isa().name());
+    Case { shape: *shape, q, caches: [k, v], exact, bound }
+}
+
+fn check<T: CacheElement>(cpus: &[Cpu], case: &Case<T>) {
+    for cpu in cpus {
+        let mut out = vec![f32::NAN; case.q.len()];
+        let [k, v] = &case.caches;
+        attention(cpu, &case.q, k, v, &case.shape, &mut out);
+        for (at, (&y, exact)) in out.iter().zip(&case.exact).enumerate() {
+            let error = (f64::from(y) - exact).abs();
+            let name = cpu.isa().name();
+            assert!(error <= case.bound, "{name} {:?} out[{at}]: {y}, not {exact}", case.shape);
+        }
     }
 }
 
-#[test]
-fn matches_f64_on_every_isa() {
+fn cpus() -> Vec<Cpu> {
+    let mut cpus = Vec::new();
     for isa in Isa::available() {
         for shape in [&SHAPES[4], &SHAPES[9]] {
             println!("attention on {}: {}", isa.name(), kernel_name(isa, shape));
         }
-        for threads in [1, 2, 5] {
-            let cpu = Cpu::with_isa(isa, Some(threads));
-            for shape in SHAPES {
-                for scale in [0.0, 1.0, 8.0] {
-                    check(&cpu, shape, scale, |x| x);
-                }
-                check(&cpu, shape, 1.0, f16::from_f32);
-                check(&cpu, shape, 1.0, bf16::from_f32);
-            }
+        cpus.extend([1, 2, 5].map(|threads| Cpu::with_isa(isa, Some(threads))));
+    }
+    cpus
+}
+
+#[test]
+fn matches_f64_on_every_isa() {
+    let cpus = cpus();
+    for shape in SHAPES {
+        for scale in [0.0, 1.0, 8.0] {
+            check(&cpus, &case(shape, scale, |x| x));
         }
+        check(&cpus, &case(shape, 1.0, f16::from_f32));
+        check(&cpus, &case(shape, 1.0, bf16::from_f32));
+    }
+}
+
+/// What PyTorch gives: a query that meets NaN becomes NaN, the others stay; −inf is a key unseen.
+#[test]
+fn nan_and_masked_keys() {
+    for (cpu, m) in cpus().iter().flat_map(|cpu| [2, 40].map(|m| (cpu, m))) {
+        let shape = AttentionShape {
+            m,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 8,
+            past: 3,
+            capacity: m + 3,
+            window: None,
+            scale: 1.0,
+        };
+        let q = vec![1.0; m * 16];
+        let mut k = vec![0.5; (m + 3) * 8];
+        let v: Vec<f32> = (0..k.len()).map(|at| if at / 8 == 0 { 100.0 } else { 1.0 }).collect();
+        k[0] = f32::NEG_INFINITY;
+        let mut out = vec![f32::NAN; q.len()];
+        attention(cpu, &q, &k, &v, &shape, &mut out);
+        assert!(out.iter().all(|y| (y - 1.0).abs() < 1e-6), "{:?}", cpu.isa());
+        // The last key but one: the last two queries see it.
+        k[(m + 1) * 8] = f32::NAN;
+        attention(cpu, &q, &k, &v, &shape, &mut out);
+        let (sane, broken) = out.split_at((m - 2) * 16);
+        assert!(sane.iter().all(|y| (y - 1.0).abs() < 1e-6), "{:?}", cpu.isa());
+        assert!(broken.iter().all(|y| y.is_nan()), "{:?} {broken:?}", cpu.isa());
     }
 }
