@@ -26,7 +26,8 @@ pub use session::Session;
 pub use tensor::{DType, Tensor};
 pub use value::{Kind, Value};
 
-/// Loads the model that `source` names: `tiny`, a folder, a .safetensors or .gguf file, `hf:ORG/NAME`.
+/// Loads the model that `source` names: `tiny`, a folder, a .safetensors or .gguf file. Models of the hub
+/// (`hf:ORG/NAME`) need to know where it is: see [`load_with`].
 ///
 /// ```
 /// # fn main() -> aolab::Result<()> {
@@ -35,7 +36,11 @@ pub use value::{Kind, Value};
 /// # Ok(()) }
 /// ```
 pub fn load(source: &str) -> Result<model::Model> {
-    let options = io::LoadOptions::new(quantization::read_weight);
-    let found = io::open(source, &options)?;
+    load_with(source, &io::LoadOptions::new(quantization::read_weight))
+}
+
+/// Loads a model as `options` say; with [`io::HubConfig`] also `hf:ORG/NAME` and `hf:ORG/NAME@REVISION`.
+pub fn load_with(source: &str, options: &io::LoadOptions) -> Result<model::Model> {
+    let found = io::open(source, options)?;
     model::Model::build(&found.name, found.config, &*found.parameters, found.tokenizer)
 }

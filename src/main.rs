@@ -22,6 +22,7 @@ fn environment() -> cli::Environment {
     cli::Environment {
         no_color: set("NO_COLOR").is_some(),
         dumb_terminal: var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb"),
+        hub: aolab::io::HubConfig::from_env(|name| std::env::var(name).ok()),
         history_file: data.map(|folder| folder.join("aolab").join("history")),
     }
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use aolab::error::AtPath as _;
+use aolab::io::HubConfig;
 use aolab::language::program_of_words;
 use aolab::{Error, Result, Session};
 
@@ -25,6 +26,8 @@ pub(crate) struct Environment {
     pub(crate) no_color: bool,
     /// `TERM` is `dumb` or not set.
     pub(crate) dumb_terminal: bool,
+    /// Where models of the hub come from.
+    pub(crate) hub: HubConfig,
     /// Where the REPL keeps its lines.
     pub(crate) history_file: Option<PathBuf>,
 }
@@ -39,6 +42,7 @@ pub(crate) fn main(
         Err(shown) => return ended_by(&shown),
     };
     let mut session = Session::new();
+    session.set_hub(environment.hub.clone());
     let stop = session.cancel_flag();
     let terminal = Arc::new(Terminal::new(Style::of(&arguments, environment), Arc::clone(&stop)));
     session.set_front_end(Arc::clone(&terminal) as _);

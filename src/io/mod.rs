@@ -85,8 +85,11 @@ pub fn open(source: &str, options: &LoadOptions) -> Result<Checkpoint> {
         Source::Gguf(path) => gguf::open(&path),
         Source::Hub(model) => {
             let hub = options.hub.as_ref();
-            let hub =
-                hub.ok_or_else(|| Error::invalid(format!("hf:{model}: no hub is configured")))?;
+            let hub = hub.ok_or_else(|| {
+                Error::invalid(format!(
+                    "hf:{model}: nobody said where the hub is; give LoadOptions a HubConfig"
+                ))
+            })?;
             let mut checkpoint = open_folder(&fetch(&model, hub)?, options)?;
             checkpoint.name = model;
             Ok(checkpoint)

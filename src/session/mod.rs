@@ -26,6 +26,7 @@ use indexmap::IndexMap;
 
 use self::state::Timeline;
 use crate::error::{Error, Result, did_you_mean};
+use crate::io::{HubConfig, LoadOptions};
 use crate::model::Model;
 use crate::value::{Kind, Value};
 
@@ -43,6 +44,7 @@ pub struct Session {
     history: Vec<HistoryLine>,
     cancel: Arc<AtomicBool>,
     front: Arc<dyn FrontEnd>,
+    hub: Option<HubConfig>,
     /// Set by `quit`: the front end should end.
     pub leaving: bool,
     /// How many scripts are running within one another.
@@ -71,9 +73,15 @@ impl Session {
             history: Vec::new(),
             cancel: Arc::default(),
             front: Arc::new(Silent),
+            hub: None,
             leaving: false,
             depth: 0,
         }
+    }
+
+    /// Makes `load hf:ORG/NAME` look there.
+    pub fn set_hub(&mut self, hub: HubConfig) {
+        self.hub = Some(hub);
     }
 
     /// The processor that kernels run on.
@@ -183,8 +191,24 @@ impl Session {
     pub fn model_called(&self, word: &str) -> Result<Model> {
         match word.strip_prefix('$') {
             Some(name) => self.variable(name)?.clone().into_model(),
-            None => crate::load(word),
+            None => self.load(word),
         }
+    }
+
+    /// Loads a model; the front end sees how a download gets on.
+    fn load(&self, source: &str) -> Result<Model> {
+        let mut options = LoadOptions::new(crate::quantization::read_weight);
+        options.hub = self.hub.clone().map(|mut hub| {
+            let front = Arc::clone(&self.front);
+            let count = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+            hub.progress = Some(Arc::new(move |file, done, total| {
+                front.progress(file, count(done), count(total));
+            }));
+            hub
+        });
+        let model = crate::load_with(source, &options);
+        self.front.end();
+        model
     }
 
     /// Goes back before the last change of a variable or of the current values; gives its statement.
