@@ -201,6 +201,7 @@ fn safetensors_of(header: &str, data: usize) -> Vec<u8> {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn safetensors_that_lie_are_refused_in_words() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let path = dir.path().join("lie.safetensors");
