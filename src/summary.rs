@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::model::{Model, Weight};
-use crate::table::{Cell, Table};
+use crate::table::{Cell, Table, number};
 
 /// One row of the summary: a linear layer, the embedding or a norm.
 #[derive(Clone, PartialEq)]
@@ -54,8 +54,8 @@ pub fn layers(model: &Model, all: bool) -> Result<Table> {
         None => table.note("lm_head is tied: the output layer is model.embed_tokens"),
     }
     table.note(format!(
-        "{} parameters; shapes are (N, K) of y = x · Wᵀ; bytes and parameters of alike blocks are their sum",
-        model.parameters()
+        "{} parameters in all; shapes are (N, K) of y = x · Wᵀ; blocks that are alike are summed",
+        number::int(i64::try_from(model.parameters()).unwrap_or(i64::MAX))
     ));
     Ok(table)
 }

@@ -7,6 +7,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::plot::Figure;
 use crate::table::{Table, number};
 use crate::tensor::Tensor;
 
@@ -22,9 +23,16 @@ pub enum Value {
     Model(Model),
     /// Measurements.
     Table(Table),
+    /// A chart.
+    Figure(Box<Figure>),
     /// A tensor.
     Tensor(Tensor),
 }
+
+/// How wide a figure is where there is no terminal.
+const FIGURE_COLUMNS: usize = 80;
+/// How high lines and points are drawn.
+const FIGURE_LINES: usize = 20;
 
 /// The kind of a [`Value`], known before anything runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -83,6 +91,7 @@ impl Value {
             Value::Text(_) => Kind::Text,
             Value::Model(_) => Kind::Model,
             Value::Table(_) => Kind::Table,
+            Value::Figure(_) => Kind::Figure,
             Value::Tensor(_) => Kind::Tensor,
         }
     }
@@ -100,6 +109,14 @@ impl Value {
         match self {
             Value::Table(table) => Ok(table),
             other => Err(other.is_not(Kind::Table)),
+        }
+    }
+
+    /// The figure, or an error that says what came instead.
+    pub fn into_figure(self) -> Result<Figure> {
+        match self {
+            Value::Figure(figure) => Ok(*figure),
+            other => Err(other.is_not(Kind::Figure)),
         }
     }
 
@@ -135,6 +152,7 @@ impl Value {
                 let (rows, columns) = (table.len(), table.columns().len());
                 format!("{}: {rows} rows of {columns} columns", table.title())
             }
+            Value::Figure(figure) => format!("figure: {}", figure.title()),
             Value::Tensor(tensor) => format!("{} {:?}", tensor.dtype(), tensor.shape()),
         }
     }
@@ -143,6 +161,9 @@ impl Value {
     pub fn to_text(&self, columns: Option<usize>, color: bool) -> String {
         match self {
             Value::Table(table) => table.to_text(columns, color),
+            Value::Figure(figure) => {
+                figure.to_text(columns.unwrap_or(FIGURE_COLUMNS), FIGURE_LINES, color)
+            }
             Value::Tensor(tensor) => format!("{tensor:?}"),
             Value::Text(text) => text.clone(),
             Value::Nothing | Value::Model(_) => self.summary(),
@@ -156,6 +177,12 @@ impl Value {
             Value::Text(text) => json!({ "type": "text", "text": text }),
             Value::Model(model) => model_json(model),
             Value::Table(table) => table.to_json(),
+            Value::Figure(figure) => json!({
+                "type": "figure",
+                "title": figure.title(),
+                "config": figure.config(),
+                "table": figure.table().to_json(),
+            }),
             Value::Tensor(tensor) => json!({
                 "type": "tensor",
                 "dtype": tensor.dtype().name(),
@@ -176,7 +203,7 @@ macro_rules! into_value {
     )+};
 }
 
-into_value!(String => Text, &str => Text, Model => Model, Table => Table, Tensor => Tensor);
+into_value!(String => Text, &str => Text, Model => Model, Table => Table, Figure => Figure, Tensor => Tensor);
 
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

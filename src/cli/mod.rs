@@ -46,8 +46,17 @@ pub(crate) fn main(
     let stop = session.cancel_flag();
     let terminal = Arc::new(Terminal::new(Style::of(&arguments, environment), Arc::clone(&stop)));
     session.set_front_end(Arc::clone(&terminal) as _);
-    let result = prepare(&arguments, &mut session, &stop)
-        .and_then(|()| work(&arguments, environment, &mut session, &terminal));
+    let asked = arguments.lines.is_some() || !arguments.words.is_empty();
+    let interactive = !asked && std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    let result = catch_ctrl_c(stop, interactive)
+        .and_then(|()| prepare(&arguments, &mut session))
+        .and_then(|()| {
+            if interactive {
+                crate::repl::run(&mut session, &terminal, environment)
+            } else {
+                work(&arguments, &mut session)
+            }
+        });
     // Whoever read our output has left (`| head`): that is their wish, not a failure.
     if terminal.reader_left() {
         return ExitCode::SUCCESS;
@@ -68,7 +77,18 @@ fn ended_by(shown: &clap::Error) -> ExitCode {
     ExitCode::from(u8::try_from(shown.exit_code()).unwrap_or(2))
 }
 
-fn prepare(arguments: &Arguments, session: &mut Session, stop: &Arc<AtomicBool>) -> Result<()> {
+/// Work stops at the first Ctrl-C as soon as it can, and the program at the second; a REPL never ends so.
+fn catch_ctrl_c(stop: Arc<AtomicBool>, interactive: bool) -> Result<()> {
+    let handler = move || {
+        if stop.swap(true, Ordering::Relaxed) && !interactive {
+            std::process::exit(130);
+        }
+    };
+    ctrlc::set_handler(handler)
+        .map_err(|error| Error::invalid(format!("Ctrl-C cannot be caught: {error}")))
+}
+
+fn prepare(arguments: &Arguments, session: &mut Session) -> Result<()> {
     if let Some(threads) = arguments.threads {
         session.set_threads(usize::from(threads));
     }
@@ -78,34 +98,18 @@ fn prepare(arguments: &Arguments, session: &mut Session, stop: &Arc<AtomicBool>)
     if let Some(seed) = arguments.seed {
         session.set_seed(seed);
     }
-    let stop = Arc::clone(stop);
-    let handler = move || {
-        // Work stops at the first Ctrl-C as soon as it can, and the program at the second.
-        if stop.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    };
-    ctrlc::set_handler(handler)
-        .map_err(|error| Error::invalid(format!("Ctrl-C cannot be caught: {error}")))
+    Ok(())
 }
 
-fn work(
-    arguments: &Arguments,
-    environment: &Environment,
-    session: &mut Session,
-    terminal: &Terminal,
-) -> Result<()> {
-    let stdin = std::io::stdin();
+fn work(arguments: &Arguments, session: &mut Session) -> Result<()> {
     if let Some(lines) = &arguments.lines {
         session.run(lines)?;
     } else if !arguments.words.is_empty() {
         let (source, program) = program_of_words(&arguments.words)?;
         session.run_program(&source, &program)?;
-    } else if stdin.is_terminal() && std::io::stdout().is_terminal() {
-        return crate::repl::run(session, terminal, environment);
     } else {
         let mut script = String::new();
-        stdin.lock().read_to_string(&mut script).at("standard input")?;
+        std::io::stdin().lock().read_to_string(&mut script).at("standard input")?;
         session.run_script("standard input", &script)?;
     }
     Ok(())

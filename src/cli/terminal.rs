@@ -77,7 +77,7 @@ impl Terminal {
     }
 
     /// Whether the reader of our output closed it.
-    pub(super) fn reader_left(&self) -> bool {
+    pub(crate) fn reader_left(&self) -> bool {
         self.state().failed.as_ref().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
     }
 
@@ -99,6 +99,11 @@ impl Terminal {
         let mark = if self.style.color_errors { "\x1b[1;31merror:\x1b[0m" } else { "error:" };
         // Where standard error is closed there is nobody to tell.
         let _ = writeln!(io::stderr(), "{mark} {error}");
+    }
+
+    /// A remark of the program itself.
+    pub(crate) fn remark(&self, text: &str) {
+        self.note(text);
     }
 
     fn print(&self, text: &str) {

@@ -145,7 +145,7 @@ impl Entry {
     /// Its help; with a subcommand among `words`, that of the subcommand.
     pub fn help_for(&self, words: &[&str]) -> String {
         let within = self.subcommand_of(words);
-        let mut command = self.clap();
+        let mut command = self.named();
         let mut text = match within.and_then(|name| command.find_subcommand_mut(name)) {
             Some(sub) => sub.render_long_help().to_string(),
             None => command.render_long_help().to_string(),
@@ -160,7 +160,7 @@ impl Entry {
 
     /// The usage and the flags alone, of the command or of a subcommand.
     pub(super) fn usage_and_options(&self, words: &[&str]) -> String {
-        let mut command = self.clap();
+        let mut command = self.named();
         let command = match self.subcommand_of(words) {
             Some(name) => command.find_subcommand_mut(name),
             None => Some(&mut command),
@@ -173,6 +173,14 @@ impl Entry {
             .to_string()
             .trim()
             .to_owned()
+    }
+
+    /// Its arguments with the names that usage lines show: `quantize int4-weight-only`.
+    fn named(&self) -> clap::Command {
+        let mut command = self.clap().no_binary_name(false).bin_name(self.name);
+        // Also hands the flags that every subcommand has down to them.
+        command.build();
+        command
     }
 
     fn subcommand_of<'a>(&self, words: &[&'a str]) -> Option<&'a str> {

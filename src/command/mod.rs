@@ -15,6 +15,7 @@
 //! 4. `AOLAB_BLESS=1 cargo test --test examples` runs every example and writes `tutorials/reference.md`.
 
 mod clap_faults;
+mod complete;
 mod entry;
 mod pipeline;
 mod reference;
@@ -27,6 +28,8 @@ mod generate;
 mod help;
 mod history;
 mod load;
+mod plot;
+mod quantize;
 mod quit;
 mod redo;
 mod run;
@@ -38,6 +41,7 @@ mod size;
 mod undo;
 mod vars;
 
+pub use complete::{Completions, Names, complete, usage_hint};
 pub use entry::{Command, Entry, Example, Group, Output};
 pub use pipeline::usage_line;
 pub use reference::{overview, reference_page};
@@ -45,12 +49,14 @@ pub use reference::{overview, reference_page};
 /// Every command, in the order in which help lists them.
 pub static COMMANDS: &[Entry] = &[
     Entry::of::<load::Load>(),
+    Entry::of::<quantize::Quantize>(),
     Entry::of::<show::Show>(),
     Entry::of::<size::Size>(),
     Entry::of::<eval::Eval>(),
     Entry::of::<compare::Compare>(),
     Entry::of::<bench::Bench>(),
     Entry::of::<generate::Generate>(),
+    Entry::of::<plot::Plot>(),
     Entry::of::<save::Save>(),
     Entry::of::<vars::Vars>(),
     Entry::of::<undo::Undo>(),

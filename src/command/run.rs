@@ -10,7 +10,7 @@ use crate::value::{Kind, Value};
 /// Run a script (.ao) or the blocks of a Markdown document (.md) in this session.
 ///
 /// In a document the blocks that begin with ```ao run in order. A block ```output after one says what it
-/// must have shown, line by line: `…` stands for any words, ~44.3 for a number within 1 % of it, ~44.3±0.5
+/// must have shown, line by line, each in a line of the output: `…` stands for any words, ~44.3 for a number within 1 % of it, ~44.3±0.5
 /// for one within 0.5. What is missing is an error that names the line.
 #[derive(Debug, clap::Args)]
 pub(super) struct Run {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{Command, Example, Group, Output};
 use crate::error::{Error, Result};
 use crate::io::{self, files};
+use crate::plot::{Figure, PlotConfig, figure};
 use crate::session::Session;
 use crate::table::Table;
 use crate::value::{Kind, Value};
@@ -12,9 +13,10 @@ use crate::value::{Kind, Value};
 /// Save a model as a folder, a table, or the session as a script.
 ///
 /// The name says what: DIR is the model in Hugging Face's layout, quantized weights in their packed form, which
-/// `load DIR` reads back bit for bit; NAME.csv, .json, .md or .html is the table; NAME.txt is the text; NAME.ao is
-/// what was done in this session, as a script that does it again. At the start of a line the latest model or
-/// table is taken. Files appear under their name only when they are complete.
+/// `load DIR` reads back bit for bit; NAME.csv, .json, .md or .html is the table; NAME.svg or .png is the
+/// figure; NAME.txt is any of them as text; NAME.ao is
+/// what was done in this session, as a script that does it again. At the start of a line the latest model, table
+/// or figure is taken. Files appear under their name only when they are complete.
 #[derive(Debug, clap::Args)]
 pub(super) struct Save {
     /// A folder, or a file with one of the endings above
@@ -41,6 +43,11 @@ impl Command for Save {
             line: "load tiny | size | save sizes.csv",
             about: "a table for a spreadsheet",
             expect: "total",
+        },
+        Example {
+            line: "load tiny | size | plot | save sizes.svg",
+            about: "a figure for a page",
+            expect: "sizes.svg",
         },
         Example {
             line: "load tiny; size; save steps.ao",
@@ -76,13 +83,31 @@ impl Command for Save {
                     table_as(&latest(&[Kind::Table])?.into_table()?, extension)?.as_bytes(),
                 )?;
             }
-            "txt" => {
-                write(path, latest(&[Kind::Table, Kind::Text])?.to_text(None, false).as_bytes())?
+            "svg" => write(path, figure_of(latest(FIGURES)?)?.to_svg()?.as_bytes())?,
+            "png" => {
+                let figure = figure_of(latest(FIGURES)?)?;
+                // Twice the pixels of the layout, which is what sharp screens show.
+                let (width, height) = figure.size();
+                write(path, &figure.to_png(2 * width, 2 * height)?)?;
             }
+            "txt" => write(
+                path,
+                latest(&[Kind::Table, Kind::Figure, Kind::Text])?.to_text(None, false).as_bytes(),
+            )?,
             _ => save_model(path, &latest(&[Kind::Model])?.into_model()?, self.overwrite)?,
         }
         session.note(&format!("saved {}", path.display()));
         Ok(input)
+    }
+}
+
+/// What can be drawn: a table as `plot` alone would.
+const FIGURES: &[Kind] = &[Kind::Figure, Kind::Table];
+
+fn figure_of(value: Value) -> Result<Figure> {
+    match value {
+        Value::Table(table) => figure(&table, &PlotConfig::default()),
+        other => other.into_figure(),
     }
 }
 
