@@ -38,8 +38,9 @@ use std::ops::Range;
 /// decoded once and multiplied tile by tile.
 const STREAM_ROWS: usize = 2;
 
-/// Weights of fewer bytes are multiplied by the caller alone when M = 1: they take a microsecond.
-const ALONE_NBYTES: usize = 32 << 10;
+/// Bytes of weights that are worth a share of their own when M = 1: two microseconds' reading, and sixteen times
+/// what is prefetched in vain behind its end.
+const SHARE_NBYTES: usize = 32 << 10;
 
 /// Shapes of tests and benches: SmolLM2's layers, and odd ones. K suits every type where it is a multiple of 256.
 pub const SHAPES: [Shape; 9] = [
@@ -93,7 +94,7 @@ pub fn linear_many(cpu: &Cpu, layers: &mut [(&Panels, &mut [f32])], x: &Activati
         assert!(y.len() == w.n(), "ggml linear: y must be a row of N numbers");
     }
     let nbytes: usize = layers.iter().map(|(w, _)| w.nbytes()).sum();
-    let wanted = (nbytes / (8 * cpu.threads().count())).max(ALONE_NBYTES);
+    let wanted = (nbytes / (8 * cpu.threads().count())).max(SHARE_NBYTES);
     let mut shares: Vec<Share<'_>> = layers.iter_mut().flat_map(|l| cut(l, wanted)).collect();
     cpu.threads().chunks_mut(&mut shares, 1, |_, share| {
         for Share { w, first, y } in share {
