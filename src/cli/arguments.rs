@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 
 use aolab::command::{find, overview};
+use aolab::error::did_you_mean;
+use clap::error::ErrorKind;
 use clap::{CommandFactory as _, FromArgMatches as _};
 
 /// torchao's job done in Rust, as a laboratory: quantize a model, see what it cost, keep the result.
@@ -12,6 +14,7 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 #[command(
     name = "aolab",
     version,
+    args_override_self = true,
     override_usage = "aolab [OPTIONS] [COMMAND …]\n       aolab [OPTIONS] -c LINES\n       aolab [OPTIONS] run FILE.ao|FILE.md"
 )]
 pub(super) struct Arguments {
@@ -64,6 +67,16 @@ impl Arguments {
             let ours = std::iter::once("aolab".to_owned()).chain(ours);
             let lifted = Arguments::from_arg_matches(&command().try_get_matches_from(ours)?)?;
             arguments = arguments.with(lifted);
+        }
+        // A command's words may begin with a dash; the command itself does not.
+        if let Some(flag) = rest.first().filter(|word| word.starts_with('-')) {
+            let known = SWITCHES.into_iter().chain(OPTIONS).chain(["--help", "--version"]);
+            let next = did_you_mean(flag, known).map_or_else(
+                || "see `aolab --help`".to_owned(),
+                |near| format!("did you mean {near}?"),
+            );
+            let words = format!("aolab has no flag {flag}; {next}\n");
+            return Err(command().error(ErrorKind::UnknownArgument, words));
         }
         arguments.words = rest;
         Ok(arguments)
