@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bench::{self, DecodeConfig, PrefillConfig};
 use crate::error::{Context, Error, Result};
-use crate::eval::{self, EvalConfig, Progress};
+use crate::eval::{self, EvalConfig, KlResult, Progress};
 use crate::model::Model;
 use crate::table::{Cell, Table};
 
@@ -42,15 +42,14 @@ pub fn compare(
         .column_unit("logits SQNR", "dB")
         .column_unit("decode", "tok/s")
         .column_unit("prefill", "tok/s");
-    let mut base_perplexity = f64::NAN;
-    for (i, model) in models.iter().enumerate() {
-        if !progress(i, models.len()) {
-            return Err(Error::Cancelled);
-        }
-        let row = row(base, model, cpu, text, config, &mut base_perplexity);
-        table.push(row.within(&model.name)?)?;
+    let all: Vec<&Model> = models.iter().collect();
+    let found = eval::kl(base, &all, cpu, text, &config.eval, progress)?;
+    for (model, found_of) in models.iter().zip(&found) {
+        let speed = speed(model, cpu, config, progress).within(&model.name)?;
+        let mut row = row(model, found_of, found[0].perplexity);
+        row.extend(speed);
+        table.push(row)?;
     }
-    progress(models.len(), models.len());
     table.mark_baseline(&base.name);
     table.note(format!(
         "perplexity and KL: convention {}, {} windows at most; KL and SQNR against {}",
@@ -77,48 +76,39 @@ fn decode_context(model: &Model, config: &CompareConfig) -> usize {
     (limit / 2).min(limit.saturating_sub(config.decode_tokens))
 }
 
-#[expect(clippy::cast_precision_loss, reason = "sizes are far below 2⁵³")]
-fn row(
-    base: &Model,
+/// Decode and prefill in tok/s, if they are wanted.
+fn speed(
     model: &Model,
     cpu: &Cpu,
-    text: &str,
     config: &CompareConfig,
-    base_perplexity: &mut f64,
-) -> Result<Vec<Cell>> {
-    let mut silent = |_: usize, _: usize| true;
-    let ppl = eval::perplexity(model, cpu, text, &config.eval, &mut silent)?.perplexity;
-    if base_perplexity.is_nan() {
-        *base_perplexity = ppl;
+    progress: Progress,
+) -> Result<[Cell; 2]> {
+    if config.decode_tokens == 0 {
+        return Ok([Cell::Missing, Cell::Missing]);
     }
-    let kl = eval::kl(base, model, cpu, text, &config.eval, &mut silent)?;
-    let one = EvalConfig { windows: Some(1), ..config.eval.clone() };
-    let sqnr = eval::sqnr(base, model, cpu, text, &one, &mut silent)?;
-    let (decode, prefill) = if config.decode_tokens == 0 {
-        (Cell::Missing, Cell::Missing)
-    } else {
-        let context = decode_context(model, config);
-        let decode = DecodeConfig { context, tokens: config.decode_tokens };
-        let prefill = PrefillConfig { tokens: config.prefill_tokens, repeats: 3 };
-        (
-            Cell::Float(bench::decode(model, cpu, &decode, &mut silent)?.tokens_per_s),
-            Cell::Float(bench::prefill(model, cpu, &prefill, &mut silent)?.tokens_per_s),
-        )
-    };
+    let context = decode_context(model, config);
+    let decode = DecodeConfig { context, tokens: config.decode_tokens };
+    let prefill = PrefillConfig { tokens: config.prefill_tokens, repeats: 3 };
+    Ok([
+        Cell::Float(bench::decode(model, cpu, &decode, progress)?.tokens_per_s),
+        Cell::Float(bench::prefill(model, cpu, &prefill, progress)?.tokens_per_s),
+    ])
+}
+
+#[expect(clippy::cast_precision_loss, reason = "sizes are far below 2⁵³")]
+fn row(model: &Model, found: &KlResult, base_perplexity: f64) -> Vec<Cell> {
     let linears = model.linears();
     let bytes: usize = linears.iter().map(|(_, linear)| linear.weight.nbytes()).sum();
     let numel: usize =
         linears.iter().map(|(_, linear)| linear.weight.shape().0 * linear.weight.shape().1).sum();
-    Ok(vec![
+    vec![
         Cell::Text(model.name.clone()),
         Cell::bytes(model.nbytes()),
         Cell::Float(8.0 * bytes as f64 / numel as f64),
-        Cell::Float(ppl),
-        Cell::Float(100.0 * (ppl / *base_perplexity - 1.0)),
-        Cell::Float(kl.mean),
-        Cell::Float(100.0 * kl.same_top_1),
-        Cell::Float(sqnr.logits_db),
-        decode,
-        prefill,
-    ])
+        Cell::Float(found.perplexity),
+        Cell::Float(100.0 * (found.perplexity / base_perplexity - 1.0)),
+        Cell::Float(found.mean),
+        Cell::Float(100.0 * found.same_top_1),
+        Cell::Float(found.logits_sqnr_db),
+    ]
 }

@@ -1,4 +1,40 @@
 //! aolab: torchao's job done in Rust, as a laboratory.
+//!
+//! A person loads a model, quantizes it with one command, sees at once what that did to accuracy, speed and
+//! memory, and keeps the result. Each layer knows only those below it:
+//!
+//! ```text
+//! repl · cli                       front ends: read a line, show a Value; only they print
+//! command                          one file a command: a clap::Args struct and run()
+//! session · language               models, variables, history, undo; pipes checked before they run
+//! quantization                     the workflows: one folder each, readable alone
+//! compare · eval · bench · generate · plot · table     what a result is and how it is shown
+//! model · data · io                Llama-family models; tokenizers, texts; safetensors, GGUF, folders
+//! tensor                           one owned tensor type, dtype known at run time
+//! aolab_kernels                    slices and shapes; all `unsafe` lives there
+//! ```
+//!
+//! # The central types
+//!
+//! [`Tensor`] holds numbers. A [`model::Weight`] is what a linear layer's weight can do: a format defines itself by
+//! `dequantize_rows` and gets a kernel through `linear`. A [`quantization::Recipe`] turns a weight into a
+//! quantized one; every `XxxConfig` is one. A [`model::Model`] holds `Arc<dyn Weight>`s, so cloning it costs nothing. A
+//! [`table::Table`] is what every measuring command returns, a [`Value`] is what flows in a pipe, and a
+//! [`Session`] is the state behind every front end. An [`Error`] says what, got, wanted, what next.
+//!
+//! # How to add a workflow
+//!
+//! 1. `src/quantization/NAME/mod.rs`: its story, the ids of what it does, the config (named as in torchao, `clap::Args` and serde)
+//!    and `impl Recipe`; `weight.rs`: the format, `impl Weight`. It imports no other workflow: what two need is copied, or it is
+//!    arithmetic and belongs in `primitives` or in the kernels.
+//! 2. One `mod` line and one entry in `quantization::WORKFLOWS`, one variant in `command/quantize.rs`.
+//! 3. A golden test in `tests/` against vectors made by torchao.
+//!
+//! # Invariants
+//!
+//! `unsafe` only in kernels; no workflow imports another; a configuration that cannot apply is an error or a reported skip, never
+//! silent; every result names the kernel that ran and its convention; the same seed gives the same bytes; only front
+//! ends print. `tests/tidy.rs` checks what a program can check.
 #![forbid(unsafe_code)]
 
 pub mod bench;

@@ -115,11 +115,8 @@ impl Command for Eval {
             Measure::Kl { base, text } => {
                 let base = session.model_called(base)?;
                 let (words, config) = text.read()?;
-                eval::kl(&base, &model, &cpu, &words, &config, progress)?.table(
-                    &model.name,
-                    &base.name,
-                    &text.name(),
-                )?
+                let found = eval::kl(&base, &[&model], &cpu, &words, &config, progress)?;
+                found[0].table(&model.name, &base.name, &text.name())?
             }
             Measure::Sqnr { base, text } => {
                 let base = session.model_called(base)?;

@@ -1,10 +1,13 @@
 //! How far a model's predictions moved from a baseline's: Kullback-Leibler divergence, token by token.
 
-use aolab_kernels::Cpu;
+use std::ops::Range;
+
+use aolab_kernels::{Cpu, logits};
 use serde::{Deserialize, Serialize};
 
 use super::perplexity::LOGIT_ROWS;
-use super::{Convention, EvalConfig, Progress, mean_and_error, windows_of};
+use super::sqnr::Power;
+use super::{Convention, EvalConfig, Progress, Window, mean_and_error, windows_of};
 use crate::error::{Error, Result};
 use crate::model::{Model, NoObserver};
 
@@ -29,6 +32,10 @@ pub struct KlResult {
     pub same_top_1: f64,
     /// Its standard error.
     pub same_top_1_error: f64,
+    /// The model's own perplexity at these positions.
+    pub perplexity: f64,
+    /// Signal-to-noise ratio (N23) of its logits at these positions, the baseline's as signal.
+    pub logits_sqnr_db: f64,
 }
 
 impl KlResult {
@@ -36,61 +43,101 @@ impl KlResult {
     pub const QUANTILES: [f64; 5] = [0.5, 0.9, 0.95, 0.99, 0.999];
 }
 
-/// Compares the predictions of `model` with those of `base` on the windows of `text`.
-#[expect(clippy::cast_precision_loss, reason = "counts are far below 2⁵³")]
+/// Compares the predictions of each of `models` with those of `base` on the windows of `text`, in one pass: the
+/// baseline reads each window once. One result a model, in their order.
 pub fn kl(
     base: &Model,
-    model: &Model,
+    models: &[&Model],
     cpu: &Cpu,
     text: &str,
     config: &EvalConfig,
     progress: Progress,
-) -> Result<KlResult> {
-    if base.config.vocab_size != model.config.vocab_size {
+) -> Result<Vec<KlResult>> {
+    if let Some(other) = models.iter().find(|m| m.config.vocab_size != base.config.vocab_size) {
         return Err(Error::invalid(format!(
             "{} has {} vocabulary entries and {} has {}: their predictions cannot be compared",
-            base.name, base.config.vocab_size, model.name, model.config.vocab_size
+            base.name, base.config.vocab_size, other.name, other.config.vocab_size
         )));
     }
     let (windows, context, _) = windows_of(base, text, config)?;
-    let d = (base.config.hidden_size, model.config.hidden_size);
-    let mut divergence = Vec::new();
-    let mut same = 0_usize;
+    let mut tallies: Vec<Tally> = models.iter().map(|_| Tally::default()).collect();
+    let total = windows.len() * models.len();
     for (done, window) in windows.iter().enumerate() {
-        if !progress(done, windows.len()) {
-            return Err(Error::Cancelled);
+        let base_hidden = read(base, cpu, window)?;
+        let mut hidden = Vec::with_capacity(models.len());
+        for (i, model) in models.iter().enumerate() {
+            if !progress(done * models.len() + i, total) {
+                return Err(Error::Cancelled);
+            }
+            hidden.push(read(model, cpu, window)?);
         }
-        let read = |m: &Model| {
-            m.forward(cpu, &window.tokens, &mut m.context(window.tokens.len()), &mut NoObserver)
-        };
-        let (p, q) = (read(base)?, read(model)?);
         let positions = window.first_target - 1..window.tokens.len() - 1;
         for start in positions.clone().step_by(LOGIT_ROWS) {
-            let end = positions.end.min(start + LOGIT_ROWS);
-            let p = base.logits(cpu, &p[start * d.0..end * d.0])?;
-            let q = model.logits(cpu, &q[start * d.1..end * d.1])?;
-            for (kl, agree) in divergences(cpu, &p, &q, base.config.vocab_size) {
-                divergence.push(kl);
-                same += usize::from(agree);
+            let rows = start..positions.end.min(start + LOGIT_ROWS);
+            let targets = &window.tokens[rows.start + 1..rows.end + 1];
+            let p = logits_of(base, cpu, &base_hidden, rows.clone())?;
+            for ((model, hidden), tally) in models.iter().zip(&hidden).zip(&mut tallies) {
+                let q = logits_of(model, cpu, hidden, rows.clone())?;
+                tally.add(cpu, &p, &q, targets);
             }
         }
     }
-    progress(windows.len(), windows.len());
-    let n = divergence.len() as f64;
-    let (mean, mean_error) = mean_and_error(&divergence);
-    divergence.sort_by(f64::total_cmp);
-    let agree = same as f64 / n;
-    Ok(KlResult {
-        convention: config.convention,
-        context,
-        tokens: divergence.len(),
-        mean,
-        mean_error,
-        quantiles: KlResult::QUANTILES.map(|q| quantile(&divergence, q)).to_vec(),
-        max: divergence.last().copied().unwrap_or(f64::NAN),
-        same_top_1: agree,
-        same_top_1_error: (agree * (1.0 - agree) / (n - 1.0).max(1.0)).sqrt(),
-    })
+    progress(total, total);
+    Ok(tallies.into_iter().map(|tally| tally.result(config.convention, context)).collect())
+}
+
+/// The normed hidden states of a window.
+fn read(model: &Model, cpu: &Cpu, window: &Window) -> Result<Vec<f32>> {
+    let mut context = model.context(window.tokens.len());
+    model.forward(cpu, &window.tokens, &mut context, &mut NoObserver)
+}
+
+fn logits_of(model: &Model, cpu: &Cpu, hidden: &[f32], rows: Range<usize>) -> Result<Vec<f32>> {
+    let d = model.config.hidden_size;
+    model.logits(cpu, &hidden[rows.start * d..rows.end * d])
+}
+
+/// What is gathered of one model, position by position.
+#[derive(Debug, Default)]
+struct Tally {
+    divergence: Vec<f64>,
+    nll: Vec<f64>,
+    same: usize,
+    power: Power,
+}
+
+impl Tally {
+    fn add(&mut self, cpu: &Cpu, p: &[f32], q: &[f32], targets: &[u32]) {
+        for (kl, agree) in divergences(cpu, p, q, p.len() / targets.len()) {
+            self.divergence.push(kl);
+            self.same += usize::from(agree);
+        }
+        let mut nll = vec![0.0; targets.len()];
+        logits::nll(cpu, q, targets, &mut nll);
+        self.nll.extend(nll);
+        self.power.add(p, q);
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "counts are far below 2⁵³")]
+    fn result(mut self, convention: Convention, context: usize) -> KlResult {
+        let n = self.divergence.len() as f64;
+        let (mean, mean_error) = mean_and_error(&self.divergence);
+        self.divergence.sort_by(f64::total_cmp);
+        let agree = self.same as f64 / n;
+        KlResult {
+            convention,
+            context,
+            tokens: self.divergence.len(),
+            mean,
+            mean_error,
+            quantiles: KlResult::QUANTILES.map(|q| quantile(&self.divergence, q)).to_vec(),
+            max: self.divergence.last().copied().unwrap_or(f64::NAN),
+            same_top_1: agree,
+            same_top_1_error: (agree * (1.0 - agree) / (n - 1.0).max(1.0)).sqrt(),
+            perplexity: mean_and_error(&self.nll).0.exp(),
+            logits_sqnr_db: self.power.db(),
+        }
+    }
 }
 
 /// `KL(p ‖ q)` of each row of logits, and whether both rows put the same token first. In f64.

@@ -35,13 +35,13 @@ pub struct SqnrResult {
 
 /// `Σx²` and `Σ(x − y)²`.
 #[derive(Clone, Copy, Debug, Default)]
-struct Power {
+pub(super) struct Power {
     signal: f64,
     noise: f64,
 }
 
 impl Power {
-    fn add(&mut self, x: &[f32], y: &[f32]) {
+    pub(super) fn add(&mut self, x: &[f32], y: &[f32]) {
         for (x, y) in x.iter().zip(y) {
             let (x, y) = (f64::from(*x), f64::from(*y));
             self.signal += x * x;
@@ -49,7 +49,7 @@ impl Power {
         }
     }
 
-    fn db(self) -> f64 {
+    pub(super) fn db(self) -> f64 {
         10.0 * (self.signal / self.noise).log10()
     }
 }
