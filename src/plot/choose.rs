@@ -1,5 +1,6 @@
 //! Which columns a chart shows where the configuration does not name them.
 
+use super::data::is_error;
 use super::{PlotConfig, PlotKind};
 use crate::error::{Error, Result};
 use crate::table::{Column, Kind, Table};
@@ -29,7 +30,8 @@ pub(super) fn choose(table: &Table, config: &PlotConfig) -> Result<Choice> {
         y.push(table.column_index(name)?);
     }
     let columns = table.columns();
-    let free = |index: &usize| !y.contains(index) && Some(*index) != by;
+    let free =
+        |index: &usize| !y.contains(index) && Some(*index) != by && !is_error(&columns[*index]);
     let x = match config.kind {
         PlotKind::Histogram => None,
         _ => named_x.or_else(|| default_x(columns, config.kind, !y.is_empty(), free)),
@@ -88,7 +90,8 @@ fn default_y(
     by: Option<usize>,
 ) -> Vec<usize> {
     let numbers: Vec<usize> = (0..columns.len())
-        .filter(|&i| columns[i].kind.is_number() && Some(i) != x && Some(i) != by)
+        .filter(|&i| columns[i].kind.is_number() && !is_error(&columns[i]))
+        .filter(|&i| Some(i) != x && Some(i) != by)
         .collect();
     // A measured number is what a table is about; counts before it are its circumstances.
     let measured = numbers.iter().find(|&&i| columns[i].kind != Kind::Int);

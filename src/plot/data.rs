@@ -1,12 +1,13 @@
 //! From a table to what a chart shows. Everything that can be wrong with a request is found here.
 
+use super::axis::texts;
 use super::bins::{Bins, bins};
 use super::choose::{Choice, choose};
 use super::names::strip_common_ends;
 use super::{PlotConfig, PlotKind};
 use crate::error::{Error, Result};
 use crate::table::words::one_line;
-use crate::table::{Kind, Table};
+use crate::table::{Column, Kind, Table};
 
 /// A chart without a size.
 #[derive(Debug, Clone)]
@@ -56,6 +57,8 @@ pub(super) enum Content {
 pub(super) struct Series {
     pub(super) name: String,
     pub(super) values: Vec<f64>,
+    /// Half the width of what is uncertain about each value, NaN or none where nobody said.
+    pub(super) errors: Vec<f64>,
 }
 
 /// Points in the order in which a line joins them.
@@ -105,7 +108,7 @@ fn shorten_names(chart: &mut Chart) {
         Content::Points { names: None, .. } | Content::Histogram(_) => Vec::new(),
     };
     for (front, back) in lists.into_iter().filter_map(|names| strip_common_ends(names)) {
-        chart.notes.push(format!("names are shortened: {front}…{back}"));
+        chart.notes.push(format!("names are shortened: {front}*{back}"));
     }
 }
 
@@ -141,15 +144,52 @@ fn bars(table: &Table, choice: &Choice) -> Result<Content> {
         let series = series.map(|(s, name)| Series {
             name,
             values: grid.iter().map(|values| values[s]).collect(),
+            errors: Vec::new(),
         });
         return Ok(Content::Bars { labels, series: series.collect(), baseline: None });
     }
     let series = choice.y.iter().map(|&index| Series {
         name: series_name(table, choice, index),
         values: numbers(table, index),
+        errors: error_column(table, index).map_or(Vec::new(), |errors| numbers(table, errors)),
     });
     let labels = labels(table, choice.x);
     Ok(Content::Bars { labels, series: series.collect(), baseline: table.baseline_row() })
+}
+
+/// The column `± …` right of a measured one, in the same unit: its standard error.
+fn error_column(table: &Table, index: usize) -> Option<usize> {
+    let [measured, error] = table.columns().get(index..index + 2)? else { return None };
+    let belongs = is_error(error) && error.kind.is_number() && error.unit == measured.unit;
+    belongs.then_some(index + 1)
+}
+
+/// Whether a column says how uncertain the one before it is.
+pub(super) fn is_error(column: &Column) -> bool {
+    column.name.starts_with('±')
+}
+
+impl Series {
+    /// The values as they are written: `44.33`, or `44.33 ± 0.81`.
+    pub(super) fn texts(&self, kind: Kind) -> Vec<String> {
+        let values = texts(&self.values, kind);
+        let errors = texts(&self.errors, kind);
+        let both = values.into_iter().enumerate().map(|(i, value)| match errors.get(i) {
+            Some(error) if self.errors[i].is_finite() => format!("{value} ± {error}"),
+            _ => value,
+        });
+        both.collect()
+    }
+
+    /// Where each value might as well be: its ends with the error taken off and put on.
+    pub(super) fn ends(&self) -> impl Iterator<Item = f64> + Clone {
+        let errors = self.errors.iter().copied().chain(std::iter::repeat(0.0));
+        let pairs = self.values.iter().copied().zip(errors);
+        pairs.flat_map(|(value, error)| {
+            let error = if error.is_finite() { error } else { 0.0 };
+            [value - error, value, value + error]
+        })
+    }
 }
 
 fn heat(table: &Table, choice: &Choice) -> Result<Content> {

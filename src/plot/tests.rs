@@ -67,7 +67,11 @@ fn figures() -> Vec<Figure> {
         log_y: true,
         ..config(PlotKind::Bars)
     };
+    let mut uncertain = Table::new("").column("model").column("perplexity").column("± error");
+    uncertain.push(["a".into(), 40.0.into(), 2.0.into()]).unwrap();
+    uncertain.push(["b".into(), (-3.0).into(), 1.5.into()]).unwrap();
     let mut figures = vec![
+        figure(&uncertain, &config(PlotKind::Bars)).unwrap(),
         figure(&models(), &config(PlotKind::Bars)).unwrap(),
         figure(&models(), &both).unwrap(),
         figure(&models(), &config(PlotKind::Lines)).unwrap(),
@@ -96,6 +100,24 @@ int4 ████████████████████████ 47
 ◂ baseline
 baseline: tiny";
     assert_eq!(figure.to_text(37, 20, false), want);
+}
+
+#[test]
+fn a_column_of_errors_becomes_whiskers() {
+    let mut table = Table::new("").column("model").column("perplexity").column("± standard error");
+    table.push(["a".into(), 40.0.into(), 2.0.into()]).unwrap();
+    table.push(["b".into(), 44.5.into(), Cell::Missing]).unwrap();
+    let figure = figure(&table, &PlotConfig::default()).unwrap();
+    let text = figure.to_text(40, 10, false);
+    assert!(text.contains("40.0 ± 2") && text.contains("44.5"), "{text}");
+    assert_eq!(text.matches('±').count(), 1, "{text}");
+    let ink = |scene: &scene::Scene| {
+        let lines =
+            scene.shapes.iter().filter(|s| matches!(s, Shape::Line { color: (34, 34, 34), .. }));
+        lines.count()
+    };
+    let scene = scene::layout(&figure.chart, 600.0, 300.0).unwrap();
+    assert_eq!(ink(&scene), 3, "one whisker with its two ends");
 }
 
 #[test]

@@ -40,7 +40,7 @@ impl Table {
             let mark = if Some(row) == baseline { " class=\"baseline\"" } else { "" };
             let _ = write!(out, "<tr{mark}>");
             for (i, column) in strings.iter().enumerate() {
-                let text = escape_html(&column[row]);
+                let text = indented(&escape_html(&column[row]), "&nbsp;");
                 let _ = write!(out, "<td style=\"text-align:{}\">{text}</td>", side(i));
             }
             out.push_str("</tr>\n");
@@ -65,7 +65,8 @@ impl Table {
         out.push_str(&line(rules.collect()));
         let strings: Vec<_> = (0..self.columns().len()).map(|i| self.column_strings(i)).collect();
         for row in 0..self.len() {
-            out.push_str(&line(strings.iter().map(|c| escape_markdown(&c[row])).collect()));
+            let cell = |c: &Vec<String>| indented(&escape_markdown(&c[row]), "&nbsp;");
+            out.push_str(&line(strings.iter().map(cell).collect()));
         }
         for note in self.notes() {
             let _ = writeln!(out, "\n{}", escape_markdown(note));
@@ -103,6 +104,12 @@ pub(crate) fn escape_html(text: &str) -> String {
         }
     }
     out
+}
+
+/// Spaces at the beginning show what belongs to what; HTML would drop them.
+fn indented(text: &str, space: &str) -> String {
+    let rest = text.trim_start_matches(' ');
+    format!("{}{rest}", space.repeat(text.len() - rest.len()))
 }
 
 fn escape_markdown(text: &str) -> String {

@@ -148,6 +148,11 @@ fn exports_escape_what_they_must() {
     table.push([Cell::Missing, f64::NAN.into()]).unwrap();
     assert_eq!(table.to_csv(), "x|y,n (µs)\r\n\"<b>, \"\"q\"\"\nnext_line\",1.5e-7\r\n,NaN\r\n");
     let html = table.to_html();
+    let mut tree = Table::new("").column("layer");
+    tree.push(["  wq".into()]).unwrap();
+    for text in [tree.to_html(), tree.to_markdown()] {
+        assert!(text.contains("&nbsp;&nbsp;wq"), "{text}");
+    }
     assert!(html.contains("a &lt; b &amp; &quot;c&quot;") && !html.contains("<b>,"), "{html}");
     let markdown = table.to_markdown();
     assert!(markdown.contains("| &lt;b>, \"q\" next\\_line | 1.5e-7 |"), "{markdown}");

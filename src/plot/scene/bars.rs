@@ -2,7 +2,7 @@
 //! value at its end.
 
 use super::{Anchor, Area, BASELINE, GRAY, INK, RULE, Scene, TEXT_SIZE, axis_name, widest};
-use crate::plot::axis::{Axis, texts};
+use crate::plot::axis::Axis;
 use crate::plot::data::{Chart, Series, count};
 use crate::plot::font::fit;
 use crate::plot::palette::{self, Rgb};
@@ -16,6 +16,7 @@ pub(super) struct Rows<'a> {
 /// One bar in pixels; `end` is `None` for what cannot be drawn.
 struct Bar {
     end: Option<f64>,
+    whisker: Option<(f64, f64)>,
     zero: f64,
     top: f64,
     thickness: f64,
@@ -29,9 +30,9 @@ pub(super) fn natural_pitch(series: usize) -> f64 {
 
 impl Scene {
     pub(super) fn bars(&mut self, chart: &Chart, rows: &Rows, area: Area) {
-        let all = || rows.series.iter().flat_map(|one| one.values.iter().copied());
+        let all = || rows.series.iter().flat_map(Series::ends);
         let values: Vec<Vec<String>> =
-            rows.series.iter().map(|one| texts(&one.values, chart.y.kind)).collect();
+            rows.series.iter().map(|one| one.texts(chart.y.kind)).collect();
         let pitch = (area.height() - 44.0) / count(rows.labels.len());
         let thickness = (pitch * 0.74 / count(rows.series.len())).min(26.0);
         let has_values = thickness >= 10.0;
@@ -61,8 +62,12 @@ impl Scene {
             for (s, one) in rows.series.iter().enumerate() {
                 let top = middle + thickness * (count(s) - count(rows.series.len()) / 2.0);
                 let is_gray = Some(i) == rows.baseline && rows.series.len() == 1;
+                let at = |value: f64| axis.fraction(value).map(|at| plot.x(at));
+                let value = one.values[i];
+                let error = one.errors.get(i).copied().filter(|error| error.is_finite());
                 let bar = Bar {
-                    end: axis.fraction(one.values[i]).map(|at| plot.x(at)),
+                    end: at(value),
+                    whisker: error.and_then(|error| Some((at(value - error)?, at(value + error)?))),
                     zero,
                     top,
                     thickness,
@@ -81,12 +86,21 @@ impl Scene {
             let bottom = bar.top + bar.thickness - gap;
             self.rect(Area { left, right, top: bar.top, bottom }, bar.color);
         }
+        let middle = bar.top + bar.thickness / 2.0;
+        if let Some((low, high)) = bar.whisker {
+            self.line(vec![(low, middle), (high, middle)], INK, 1.0);
+            let tick = (bar.thickness / 5.0).min(4.0);
+            for x in [low, high] {
+                self.line(vec![(x, middle - tick), (x, middle + tick)], INK, 1.0);
+            }
+        }
         if let Some(value) = value {
+            let (low, high) = bar.whisker.unwrap_or((bar.zero, bar.zero));
             let (x, anchor) = match bar.end {
-                Some(end) if end < bar.zero => (end - 6.0, Anchor::Right),
-                end => (end.unwrap_or(bar.zero) + 6.0, Anchor::Left),
+                Some(end) if end < bar.zero => (end.min(low) - 6.0, Anchor::Right),
+                end => (end.unwrap_or(bar.zero).max(high) + 6.0, Anchor::Left),
             };
-            self.text((x, bar.top + bar.thickness / 2.0), value, INK, anchor);
+            self.text((x, middle), value, INK, anchor);
         }
     }
 

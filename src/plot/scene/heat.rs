@@ -1,7 +1,7 @@
 //! A heat map: a grid of shades with its scale at the right.
 
 use super::{Anchor, Area, GRAY, INK, Scene, TEXT_SIZE, axis_name, widest};
-use crate::plot::axis::{Axis, number_text};
+use crate::plot::axis::{Axis, number_text, texts};
 use crate::plot::data::{Chart, count};
 use crate::plot::font::{fit, text_width};
 use crate::plot::palette::{self, Rgb};
@@ -24,6 +24,8 @@ impl Scene {
         plot.right -= self.shade_scale(chart, &axis, area);
         let (width, height) =
             (plot.width() / count(grid.columns.len()), plot.height() / count(grid.rows.len()));
+        let flat: Vec<f64> = grid.values.iter().flatten().copied().collect();
+        let mut numbers = texts(&flat, chart.y.kind).into_iter();
         let mut free_from = f64::MIN;
         for (r, (label, values)) in grid.rows.iter().zip(grid.values).enumerate() {
             let top = plot.top + height * count(r);
@@ -38,16 +40,15 @@ impl Scene {
                 let gap = if width.min(height) > 6.0 { 1.0 } else { 0.0 };
                 let cell =
                     Area { left, top, right: left + width - gap, bottom: top + height - gap };
-                self.cell(chart, &axis, *value, cell);
+                self.cell(axis.fraction(*value), numbers.next().unwrap_or_default(), cell);
             }
         }
         self.column_names(grid.columns, plot, width);
     }
 
-    fn cell(&mut self, chart: &Chart, axis: &Axis, value: f64, cell: Area) {
-        let shade = axis.fraction(value).map(palette::shade);
+    fn cell(&mut self, fraction: Option<f64>, text: String, cell: Area) {
+        let shade = fraction.map(palette::shade);
         self.rect(cell, shade.unwrap_or(NOTHING));
-        let text = number_text(value, chart.y.kind);
         if cell.height() >= 15.0 && text_width(&text, TEXT_SIZE) + 6.0 <= cell.width() {
             let ink = match shade {
                 Some(shade) if palette::is_light(shade) => INK,

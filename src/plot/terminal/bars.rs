@@ -31,8 +31,7 @@ pub(super) fn bars(
 ) -> Vec<String> {
     let all = || series.iter().flat_map(|one| one.values.iter().copied());
     let axis = bar_axis(chart, all());
-    let values: Vec<Vec<String>> =
-        series.iter().map(|one| texts(&one.values, chart.y.kind)).collect();
+    let values: Vec<Vec<String>> = series.iter().map(|one| one.texts(chart.y.kind)).collect();
     let mut lines = Vec::new();
     for (i, label) in labels.iter().enumerate() {
         for (s, one) in series.iter().enumerate() {

@@ -1,7 +1,7 @@
 //! Heat maps: a line a row, a shade a cell, and the number in it where there is room.
 
 use super::{Pen, whole};
-use crate::plot::axis::{Axis, number_text};
+use crate::plot::axis::{Axis, number_text, texts};
 use crate::plot::data::Chart;
 use crate::plot::palette;
 use crate::table::words::{pad_right, shorten_end, shorten_middle, width};
@@ -24,16 +24,18 @@ pub(super) fn heat(
     let longest = names.iter().map(|name| width(name) + 1).max().unwrap_or(0);
     let cell = (room / shown.max(1)).clamp(1, longest.clamp(10, 16));
     // A number needs a space on both sides; without color it would hide the shade.
-    let widest = values.iter().flatten().map(|v| width(&number_text(*v, chart.y.kind))).max();
-    let has_numbers = pen.color && widest.is_some_and(|widest| widest + 2 <= cell);
+    let flat: Vec<f64> = values.iter().flatten().copied().collect();
+    let numbers = texts(&flat, chart.y.kind);
+    let widest = numbers.iter().map(|text| width(text)).max().unwrap_or(0);
+    let has_numbers = pen.color && widest + 2 <= cell;
     let mut out = Vec::new();
     out.push(header(names, shown, cell, label_width));
-    for (row, values) in rows.iter().zip(values) {
+    for ((row, values), texts) in rows.iter().zip(values).zip(numbers.chunks(names.len())) {
         let mut line = pad_right(&shorten_middle(row, label_width), label_width);
         line.push(' ');
-        for value in &values[..shown] {
+        for (value, text) in values[..shown].iter().zip(texts) {
             let text = match has_numbers {
-                true => format!("{:^cell$}", number_text(*value, chart.y.kind)),
+                true => format!("{text:^cell$}"),
                 false => " ".repeat(cell),
             };
             line.push_str(&shaded(&axis, *value, &text, pen));
