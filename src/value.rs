@@ -223,7 +223,10 @@ pub(crate) fn workflows(model: &Model) -> IndexMap<String, usize> {
 fn model_line(model: &Model) -> String {
     let workflows: Vec<String> = workflows(model)
         .into_iter()
-        .map(|(workflow, count)| format!("{workflow} in {count} linear layers"))
+        .map(|(workflow, count)| {
+            let layers = if count == 1 { "layer" } else { "layers" };
+            format!("{workflow} in {count} linear {layers}")
+        })
         .collect();
     format!(
         "{}: {} parameters, {}; {}",

@@ -26,11 +26,12 @@ impl Session {
 
     /// Runs the text of a script. All of it is checked before its first line runs; errors name the line.
     pub fn run_script(&mut self, name: &str, text: &str) -> Result<Value> {
-        self.run_lines(name, text, 1)
+        self.run_lines(name, text, 1, false)
     }
 
-    /// `first` is the number of the first line of `text` in the file.
-    fn run_lines(&mut self, name: &str, text: &str, first: usize) -> Result<Value> {
+    /// `first` is the number of the first line of `text` in the file; with `echo`, each statement is shown
+    /// before its result.
+    fn run_lines(&mut self, name: &str, text: &str, first: usize, echo: bool) -> Result<Value> {
         let place = |at: usize| format!("{name}:{}", first - 1 + line_number(text, at));
         let located = |fault: Fault| {
             let part = place(fault.span.start);
@@ -40,6 +41,9 @@ impl Session {
         let mut last = Value::Nothing;
         for statement in program.statements {
             let at = statement.span.start;
+            if echo {
+                self.front_end().echo(&format!("› {}", &text[statement.span.clone()]));
+            }
             let one = Program { statements: vec![statement] };
             last = self.run_program(text, &one).within(place(at))?;
             if self.leaving {
@@ -58,12 +62,9 @@ impl Session {
             match piece {
                 Piece::Heading(heading) => self.front_end().echo(&format!("\n{heading}\n")),
                 Piece::Code { text, line } => {
-                    for line in text.lines() {
-                        self.front_end().echo(&format!("› {line}"));
-                    }
                     let recorder = Arc::new(Recorder::of(Arc::clone(self.front_end())));
                     let front = self.set_front_end(Arc::clone(&recorder) as Arc<dyn FrontEnd>);
-                    let result = self.run_lines(name, &text, line);
+                    let result = self.run_lines(name, &text, line, true);
                     self.set_front_end(front);
                     last = result?;
                     shown = recorder.text();
