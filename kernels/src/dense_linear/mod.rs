@@ -11,6 +11,8 @@
 //! tokens while it is in registers; with more tokens [`panels`] takes over.
 
 pub mod panels;
+#[cfg(target_arch = "x86_64")]
+mod passes;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86_avx2;
@@ -93,11 +95,15 @@ pub fn bf16_bf16(cpu: &Cpu, w: &[bf16], x: &[f32], y: &mut [f32], shape: Shape) 
             });
         }
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni(_) => gemm_with_bf16_panels(cpu, shape, x, y, |block, panel| {
-            for (row, n) in panel.iter_mut().zip(block.n) {
-                row[..block.k.len()].copy_from_slice(&w[n * shape.k..][block.k.clone()]);
-            }
-        }),
+        Isa::Avx512Vnni(_) => {
+            let fill = |block: Block, panel: &mut [[bf16; PANEL_K]]| {
+                for (row, n) in panel.iter_mut().zip(block.n) {
+                    row[..block.k.len()].copy_from_slice(&w[n * shape.k..][block.k.clone()]);
+                }
+            };
+            let ahead = |block| Weight::Bf16(w).fetch(&block, shape.k);
+            panels::gemm_bf16(cpu, shape, x, y, &panels::Source { fill: &fill, ahead: &ahead });
+        }
         _ => {
             let rounded: Vec<f32> = x.iter().map(|&v| nearest_bf16(v).to_f32()).collect();
             linear(cpu, Weight::Bf16(w), &rounded, y, shape);
@@ -157,7 +163,13 @@ fn linear(cpu: &Cpu, w: Weight<'_>, x: &[f32], y: &mut [f32], shape: Shape) {
         Isa::Scalar | Isa::Neon(_) => by_rows(cpu, y, shape, |rows, tile| {
             scalar::gemv(w.slice(rows), x, tile, shape);
         }),
-        _ => gemm_with_panels(cpu, shape, x, y, |block, panel| w.widen(&block, shape.k, panel)),
+        isa => {
+            let fill = |block: Block, panel: &mut [[f32; PANEL_K]]| {
+                w.widen(isa, &block, shape.k, panel);
+            };
+            let ahead = |block| w.fetch(&block, shape.k);
+            panels::gemm_f32(cpu, shape, x, y, &panels::Source { fill: &fill, ahead: &ahead });
+        }
     }
 }
 
@@ -215,16 +227,48 @@ impl<'a> Weight<'a> {
         }
     }
 
+    /// Asks for a block to be brought near.
+    fn fetch(self, block: &Block, k: usize) {
+        for n in block.n.clone() {
+            let (start, len) = (n * k + block.k.start, block.k.len());
+            match self {
+                Weight::F32(w) => panels::fetch(w, start, len),
+                Weight::Bf16(w) => panels::fetch(w, start, len),
+                Weight::F16(w) => panels::fetch(w, start, len),
+            }
+        }
+    }
+
     /// Writes a block of the weight, as f32, to the panel's rows.
-    fn widen(self, block: &Block, k: usize, panel: &mut [[f32; PANEL_K]]) {
+    fn widen(self, isa: Isa, block: &Block, k: usize, panel: &mut [[f32; PANEL_K]]) {
         for (to, n) in panel.iter_mut().zip(block.n.clone()) {
             let to = &mut to[..block.k.len()];
             let row = n * k + block.k.start..n * k + block.k.end;
             match self {
                 Weight::F32(w) => to.copy_from_slice(&w[row]),
-                Weight::Bf16(w) => to.iter_mut().zip(&w[row]).for_each(|(to, w)| *to = w.to_f32()),
-                Weight::F16(w) => to.iter_mut().zip(&w[row]).for_each(|(to, w)| *to = w.to_f32()),
+                Weight::Bf16(w) => {
+                    to.iter_mut().zip(&w[row]).for_each(|(to, w)| *to = bf16_to_f32(*w))
+                }
+                Weight::F16(w) => widen_f16(isa, &w[row], to),
             }
         }
+    }
+}
+
+/// bf16 is the upper half of an f32. Unlike `half`'s this has no branch for NaN, so that it becomes
+/// vector instructions.
+fn bf16_to_f32(v: bf16) -> f32 {
+    f32::from_bits(u32::from(v.to_bits()) << 16)
+}
+
+fn widen_f16(isa: Isa, from: &[f16], to: &mut [f32]) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(isa) => x86_avx2::widen_f16(isa, from, to),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(isa) => x86_avx2::widen_f16(isa.avx2(), from, to),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni(isa) => x86_avx2::widen_f16(isa.avx512().avx2(), from, to),
+        _ => to.iter_mut().zip(from).for_each(|(to, from)| *to = from.to_f32()),
     }
 }

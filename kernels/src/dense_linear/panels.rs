@@ -17,7 +17,9 @@ use std::sync::Mutex;
 
 use half::bf16;
 
-use super::{nearest_bf16, scalar};
+#[cfg(target_arch = "x86_64")]
+use super::round_to_bf16;
+use super::{bf16_to_f32, scalar};
 #[cfg(target_arch = "x86_64")]
 use super::{x86_avx2, x86_avx512, x86_bf16};
 use crate::parallel::Tile;
@@ -27,7 +29,7 @@ use crate::{Cpu, Isa, Shape};
 /// 1 KiB) fit a first-level cache of 32 KiB.
 pub const PANEL_K: usize = 256;
 
-/// Most rows of a panel: 96 × 1 KiB take a fifth of a second-level cache of 512 KiB.
+/// Most rows of a panel: two of 96 × 1 KiB take two fifths of a second-level cache of 512 KiB.
 pub const PANEL_ROWS: usize = 96;
 
 /// Tokens that share one filled panel; their results (96 × 512 f32) take 192 KiB.
@@ -57,17 +59,7 @@ pub fn gemm_with_panels(
     y: &mut [f32],
     fill: impl Fn(Block, &mut [[f32; PANEL_K]]) + Sync,
 ) {
-    match cpu.isa() {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(isa) => gemm(cpu, &x86_avx2::engine(&isa), shape, x, y, &fill),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(isa) => gemm(cpu, &x86_avx512::engine(&isa), shape, x, y, &fill),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni(isa) => {
-            gemm(cpu, &x86_avx512::engine(&isa.avx512()), shape, x, y, &fill);
-        }
-        _ => gemm(cpu, &scalar::engine(), shape, x, y, &fill),
-    }
+    gemm_f32(cpu, shape, x, y, &Source { fill: &fill, ahead: &|_| () });
 }
 
 /// As [`gemm_with_panels`] with x rounded to bf16 and a weight of bf16, summed in f32.
@@ -80,18 +72,57 @@ pub fn gemm_with_bf16_panels(
     y: &mut [f32],
     fill: impl Fn(Block, &mut [[bf16; PANEL_K]]) + Sync,
 ) {
+    gemm_bf16(cpu, shape, x, y, &Source { fill: &fill, ahead: &|_| () });
+}
+
+/// Where panels come from.
+pub(super) struct Source<'a, P> {
+    /// See [`gemm_with_panels`].
+    pub(super) fill: &'a (dyn Fn(Block, &mut [[P; PANEL_K]]) + Sync),
+    /// Asks for a block that will be filled soon to be brought near.
+    pub(super) ahead: &'a (dyn Fn(Block) + Sync),
+}
+
+pub(super) fn gemm_f32(
+    cpu: &Cpu,
+    shape: Shape,
+    x: &[f32],
+    y: &mut [f32],
+    source: &Source<'_, f32>,
+) {
+    match cpu.isa() {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(isa) => gemm(cpu, &x86_avx2::engine(&isa), shape, x, y, source),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(isa) => gemm(cpu, &x86_avx512::engine(&isa), shape, x, y, source),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni(isa) => {
+            gemm(cpu, &x86_avx512::engine(&isa.avx512()), shape, x, y, source);
+        }
+        _ => gemm(cpu, &scalar::engine(), shape, x, y, source),
+    }
+}
+
+pub(super) fn gemm_bf16(
+    cpu: &Cpu,
+    shape: Shape,
+    x: &[f32],
+    y: &mut [f32],
+    source: &Source<'_, bf16>,
+) {
     #[cfg(target_arch = "x86_64")]
     if let Isa::Avx512Vnni(isa) = cpu.isa() {
-        return gemm(cpu, &x86_bf16::engine(&isa), shape, x, y, &fill);
+        return gemm(cpu, &x86_bf16::engine(&isa), shape, x, y, source);
     }
     let x = scalar::round_through_bf16(x);
-    gemm_with_panels(cpu, shape, &x, y, |block, panel| {
+    let fill = |block: Block, panel: &mut [[f32; PANEL_K]]| {
         let mut narrow = vec![[bf16::ZERO; PANEL_K]; panel.len()];
-        fill(block, &mut narrow);
+        (source.fill)(block, &mut narrow);
         for (wide, narrow) in panel.as_flattened_mut().iter_mut().zip(narrow.as_flattened()) {
-            *wide = narrow.to_f32();
+            *wide = bf16_to_f32(*narrow);
         }
-    });
+    };
+    gemm_f32(cpu, shape, &x, y, &Source { fill: &fill, ahead: source.ahead });
 }
 
 /// `multiply(w, x, y, width)` adds to `y (rows, width)` the product of a filled panel and a packed
@@ -106,9 +137,10 @@ pub(super) struct Engine<'a, P> {
     pub(super) width: usize,
     /// Tokens in the last panel, where that is enough.
     pub(super) narrow: usize,
-    /// So many numbers of one token lie side by side.
+    /// `pack(x, k, panel, width)` packs the rows of `x`, at most `width`, into a panel of zeros in which
+    /// `pair` numbers of one token lie side by side.
     pub(super) pair: usize,
-    pub(super) round: fn(f32) -> P,
+    pub(super) pack: fn(&[f32], usize, &mut [P], usize),
     pub(super) multiply: &'a Multiply<'a, P>,
 }
 
@@ -121,13 +153,11 @@ struct Packed<P> {
     pair: usize,
 }
 
-/// What a thread works in: a filled panel and the results of one unit.
+/// What a thread works in: a panel to multiply, one to fill, and the results of one unit.
 struct Workspace<P> {
-    w: Vec<[P; PANEL_K]>,
+    w: [Vec<[P; PANEL_K]>; 2],
     y: Vec<f32>,
 }
-
-type Fill<'a, P> = dyn Fn(Block, &mut [[P; PANEL_K]]) + Sync + 'a;
 
 fn gemm<P: Copy + Default + Send + Sync>(
     cpu: &Cpu,
@@ -135,7 +165,7 @@ fn gemm<P: Copy + Default + Send + Sync>(
     shape: Shape,
     x: &[f32],
     y: &mut [f32],
-    fill: &Fill<'_, P>,
+    source: &Source<'_, P>,
 ) {
     let Shape { m, n, k } = shape;
     assert!(
@@ -159,10 +189,10 @@ fn gemm<P: Copy + Default + Send + Sync>(
         threads.tiles_mut(y, n, (tokens, rows), |_, tile| {
             let space = lock(&spaces).pop();
             let mut space = space.unwrap_or_else(|| Workspace {
-                w: vec![[P::default(); PANEL_K]; rows],
+                w: [vec![[P::default(); PANEL_K]; rows], vec![[P::default(); PANEL_K]; rows]],
                 y: Vec::new(),
             });
-            multiply_tile(engine, &packed, tile, &mut space, fill);
+            multiply_tile(engine, &packed, tile, &mut space, source);
             lock(&spaces).push(space);
         });
     }
@@ -178,29 +208,112 @@ fn multiply_tile<P: Copy + Default>(
     x: &Packed<P>,
     mut tile: Tile<'_, f32>,
     space: &mut Workspace<P>,
-    fill: &Fill<'_, P>,
+    source: &Source<'_, P>,
 ) {
     let (n, k) = (tile.cols(), x.k);
     let panels = x.panels(tile.rows());
     let padded_rows = n.len().next_multiple_of(engine.rows);
     space.y.clear();
     space.y.resize(padded_rows * x.tokens(panels.clone()), 0.0);
+    let pieces = padded_rows / engine.rows;
+    let filler = Filler { source, n, k, rows: engine.rows, pair: engine.pair };
+    let [current, next] = &mut space.w;
+    let (mut current, mut next) = (&mut current[..padded_rows], &mut next[..padded_rows]);
+    (0..pieces).for_each(|piece| filler.fill(current, 0, piece));
     for start in (0..k).step_by(PANEL_K) {
-        let block = Block { n: n.clone(), k: start..k.min(start + PANEL_K) };
-        fill(block.clone(), &mut space.w[..n.len()]);
-        if !block.k.len().is_multiple_of(engine.pair) {
-            // The partner of the last k is zero in x; here it must not be infinite or NaN.
-            space.w[..n.len()].iter_mut().for_each(|row| row[block.k.len()] = P::default());
-        }
-        let mut y = space.y.as_mut_slice();
-        for p in panels.clone() {
-            let (x, width) = x.panel(p, &block.k);
-            let (first, rest) = y.split_at_mut(padded_rows * width);
-            (engine.multiply)(&space.w[..padded_rows], x, first, width);
-            y = rest;
-        }
+        // Every so many calls of `multiply` one piece of the next panel is filled: memory and
+        // arithmetic work at once.
+        let (every, mut call) = (panels.len(), 0);
+        let between = || {
+            if call % every == 0 {
+                filler.fill(next, start + PANEL_K, call / every);
+            }
+            call += 1;
+        };
+        let part = (panels.clone(), start..k.min(start + PANEL_K));
+        multiply_block(engine, x, part, (current, &mut space.y), between);
+        std::mem::swap(&mut current, &mut next);
     }
     write_out(x, panels, padded_rows, &space.y, &mut tile);
+}
+
+/// Fills panels piece by piece.
+struct Filler<'a, P> {
+    source: &'a Source<'a, P>,
+    n: Range<usize>,
+    k: usize,
+    /// Rows of a piece.
+    rows: usize,
+    pair: usize,
+}
+
+impl<P: Copy + Default> Filler<'_, P> {
+    /// Fills a piece of the panel of columns from `start`, if there are any, and asks for the piece
+    /// after it: one piece ahead, memory has time to answer and the cache's ways hold what comes,
+    /// even where rows lie a power of two apart.
+    fn fill(&self, panel: &mut [[P; PANEL_K]], start: usize, piece: usize) {
+        if start >= self.k {
+            return;
+        }
+        let block = self.block(start, piece);
+        let (first, rows) = (piece * self.rows, block.n.len());
+        let columns = block.k.len();
+        let panel = &mut panel[first..first + rows];
+        (self.source.fill)(block, panel);
+        if !columns.is_multiple_of(self.pair) {
+            // The partner of the last k is zero in x; here it must not be infinite or NaN.
+            panel.iter_mut().for_each(|row| row[columns] = P::default());
+        }
+        let after = self.block(start, piece + 1);
+        let after = if after.n.is_empty() { self.block(start + PANEL_K, 0) } else { after };
+        (self.source.ahead)(after);
+    }
+
+    /// A piece's block, empty beyond the end.
+    fn block(&self, start: usize, piece: usize) -> Block {
+        let row = |piece: usize| self.n.end.min(self.n.start + piece * self.rows);
+        let column = |start: usize| self.k.min(start);
+        Block { n: row(piece)..row(piece + 1), k: column(start)..column(start + PANEL_K) }
+    }
+}
+
+/// A filled panel times every packed panel: `y (panel, n, token) += w (n, k) · x (panel, k, token)`.
+fn multiply_block<P: Copy>(
+    engine: &Engine<'_, P>,
+    x: &Packed<P>,
+    (panels, k): (Range<usize>, Range<usize>),
+    (w, mut y): (&[[P; PANEL_K]], &mut [f32]),
+    mut between: impl FnMut(),
+) {
+    for p in panels.clone() {
+        let (tokens, width) = x.panel(p, &k);
+        let next = if p + 1 < panels.end { x.panel(p + 1, &k).0 } else { &[] };
+        let share = next.len().div_ceil(w.len() / engine.rows);
+        let (first, rest) = y.split_at_mut(w.len() * width);
+        y = rest;
+        let groups = w.chunks_exact(engine.rows).zip(first.chunks_exact_mut(engine.rows * width));
+        for (group, (w, y)) in groups.enumerate() {
+            between();
+            fetch(next, group * share, share);
+            (engine.multiply)(w, tokens, y, width);
+        }
+    }
+}
+
+/// Asks for `len` numbers of `data` from `start`, those that exist, to be brought near.
+pub(super) fn fetch<T>(data: &[T], start: usize, len: usize) {
+    let line = 64 / size_of::<T>();
+    let end = data.len().min(start + len);
+    for v in data[start.min(end)..end].iter().step_by(line) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch of an address that is ours changes nothing but the caches.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(v).cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = v;
+    }
 }
 
 /// Turns the results (n, token) of a unit into rows of y (token, n).
@@ -238,11 +351,9 @@ fn pack<P: Copy + Default + Send>(
     let mut data = vec![P::default(); padded * k_padded];
     cpu.threads().chunks_mut(&mut data, width * k_padded, |p, panel| {
         let width = panel.len() / k_padded;
-        for (lane, row) in x[p * engine.width * k..].chunks_exact(k).take(width).enumerate() {
-            for (i, &v) in row.iter().enumerate() {
-                panel[(i / pair * width + lane) * pair + i % pair] = (engine.round)(v);
-            }
-        }
+        let first = p * engine.width;
+        let tokens = width.min(tokens - first);
+        (engine.pack)(&x[first * k..][..tokens * k], k, panel, width);
     });
     Packed { data, k, width, pair }
 }
@@ -274,7 +385,33 @@ impl<P: Copy> Packed<P> {
     }
 }
 
-/// The rounding of engines that multiply bf16.
-pub(super) fn to_bf16(v: f32) -> bf16 {
-    nearest_bf16(v)
+/// Columns that are packed at a time: their cache lines (one each) stay in the first level while one
+/// token after the other goes in.
+const PACK_K: usize = 64;
+
+/// A panel of f32: for each k the tokens side by side.
+pub(super) fn pack_f32(x: &[f32], k: usize, panel: &mut [f32], width: usize) {
+    for (start, part) in (0..k).step_by(PACK_K).zip(panel.chunks_mut(PACK_K * width)) {
+        for (lane, row) in x.chunks_exact(k).enumerate() {
+            for (to, v) in part.chunks_exact_mut(width).zip(&row[start..]) {
+                to[lane] = *v;
+            }
+        }
+    }
+}
+
+/// A panel of bf16: for each pair of k the tokens' pairs side by side; the last may lack its second.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn pack_bf16(x: &[f32], k: usize, panel: &mut [bf16], width: usize) {
+    for (start, part) in (0..k).step_by(PACK_K).zip(panel.chunks_mut(PACK_K * width)) {
+        for (lane, row) in x.chunks_exact(k).enumerate() {
+            let row = &row[start..k.min(start + PACK_K)];
+            let mut rounded = [bf16::ZERO; PACK_K];
+            round_to_bf16(row, &mut rounded[..row.len()]);
+            let pairs = part.as_chunks_mut::<2>().0.chunks_exact_mut(width);
+            for (to, pair) in pairs.zip(rounded.as_chunks::<2>().0) {
+                to[lane] = *pair;
+            }
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::panels::{Engine, PANEL_K};
+use super::panels::{Engine, PANEL_K, pack_f32};
 use super::{Shape, Weight, nearest_bf16};
 use crate::parallel::Tile;
 
@@ -45,7 +45,7 @@ pub(super) fn engine() -> Engine<'static, f32> {
         width: WIDTH,
         narrow: WIDTH,
         pair: 1,
-        round: |v| v,
+        pack: pack_f32,
         multiply: &|w, x, y, _| {
             let tiles = y.as_chunks_mut::<WIDTH>().0.as_chunks_mut::<ROWS>().0;
             for (w, y) in w.as_chunks::<ROWS>().0.iter().zip(tiles) {

@@ -1,14 +1,15 @@
 //! AVX2 and FMA bodies.
 
 use std::arch::x86_64::{
-    __m256, _mm_loadu_si128, _mm256_add_ps, _mm256_castsi256_ps, _mm256_cvtepu16_epi32,
-    _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps,
-    _mm256_slli_epi32, _mm256_storeu_ps,
+    __m256, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm256_add_ps, _mm256_castsi256_ps,
+    _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps,
+    _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps,
 };
 
 use half::{bf16, f16};
 
-use super::panels::{Engine, PANEL_K};
+use super::panels::{Engine, PANEL_K, pack_f32};
+use super::passes::{Pass, passes};
 use super::{Shape, Weight};
 use crate::isa::Avx2;
 use crate::parallel::Tile;
@@ -24,9 +25,9 @@ pub(super) fn gemv(_isa: Avx2, w: Weight<'_>, x: &[f32], mut tile: Tile<'_, f32>
 #[target_feature(enable = "avx2,fma,f16c")]
 fn by_format(w: Weight<'_>, x: &[f32], tile: &mut Tile<'_, f32>, shape: Shape) {
     match w {
-        Weight::F32(w) => by_tokens(w, x, tile, shape, |w| load(w)),
-        Weight::Bf16(w) => by_tokens(w, x, tile, shape, |w| load_bf16(w)),
-        Weight::F16(w) => by_tokens(w, x, tile, shape, |w| load_f16(w)),
+        Weight::F32(w) => by_tokens::<_, 2>(w, x, tile, shape, |w| load(w)),
+        Weight::Bf16(w) => by_tokens::<_, 4>(w, x, tile, shape, |w| load_bf16(w)),
+        Weight::F16(w) => by_tokens::<_, 4>(w, x, tile, shape, |w| load_f16(w)),
     }
 }
 
@@ -34,115 +35,157 @@ fn by_format(w: Weight<'_>, x: &[f32], tile: &mut Tile<'_, f32>, shape: Shape) {
 /// latency and fit the 16 registers.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn by_tokens<T: Copy + Default>(
+fn by_tokens<T: Copy + Default, const L: usize>(
     w: &[T],
     x: &[f32],
     tile: &mut Tile<'_, f32>,
     shape: Shape,
     load: impl Fn(&[T; LANES]) -> __m256,
 ) {
-    let k = shape.k;
-    match shape.m {
-        1 => rows::<T, 4, 1, 2>(w, x, tile, k, load),
-        2 => rows::<T, 4, 2, 1>(w, x, tile, k, load),
-        3 => rows::<T, 4, 3, 1>(w, x, tile, k, load),
-        4 => rows::<T, 3, 4, 1>(w, x, tile, k, load),
-        5 => rows::<T, 2, 5, 1>(w, x, tile, k, load),
-        6 => rows::<T, 2, 6, 1>(w, x, tile, k, load),
-        7 => rows::<T, 1, 7, 1>(w, x, tile, k, load),
-        _ => rows::<T, 1, 8, 1>(w, x, tile, k, load),
+    for pass in passes(shape, tile.cols().len()) {
+        match pass.tokens.len() {
+            1 => rows::<T, 4, 1, 2, L>(w, x, tile, pass, &load),
+            2 => rows::<T, 4, 2, 1, L>(w, x, tile, pass, &load),
+            3 => rows::<T, 4, 3, 1, L>(w, x, tile, pass, &load),
+            4 => rows::<T, 3, 4, 1, L>(w, x, tile, pass, &load),
+            5 => rows::<T, 2, 5, 1, L>(w, x, tile, pass, &load),
+            _ => rows::<T, 2, 6, 1, L>(w, x, tile, pass, &load),
+        }
     }
 }
 
 /// R rows of the weight at a time, then the rest one by one.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn rows<T: Copy + Default, const R: usize, const M: usize, const U: usize>(
+fn rows<T: Copy + Default, const R: usize, const M: usize, const A: usize, const L: usize>(
     w: &[T],
     x: &[f32],
     tile: &mut Tile<'_, f32>,
-    k: usize,
-    load: impl Fn(&[T; LANES]) -> __m256,
+    pass: Pass,
+    load: &impl Fn(&[T; LANES]) -> __m256,
 ) {
-    let x: [&[f32]; M] = std::array::from_fn(|m| &x[m * k..(m + 1) * k]);
-    let groups = w.chunks_exact(R * k);
-    let rest = groups.remainder();
-    let mut n = 0;
-    for group in groups {
-        let w = std::array::from_fn(|r| &group[r * k..(r + 1) * k]);
-        let sums = dot::<T, R, M, U>(w, x, &load);
+    let x: [&[f32]; M] = std::array::from_fn(|m| pass.of(x, pass.tokens.start + m));
+    let whole = pass.rows.end - pass.rows.len() % R;
+    for n in (pass.rows.start..whole).step_by(R) {
+        let w = std::array::from_fn(|r| pass.of(w, n + r));
+        let sums = dot::<T, R, M, A, L>(w, x, R * pass.k, load);
         for (m, sums) in sums.iter().enumerate() {
-            tile.row(m)[n..n + R].copy_from_slice(sums);
+            tile.row(pass.tokens.start + m)[n..n + R].copy_from_slice(sums);
         }
-        n += R;
     }
-    for row in rest.chunks_exact(k) {
-        let sums = dot::<T, 1, M, U>([row], x, &load);
+    for n in whole..pass.rows.end {
+        let sums = dot::<T, 1, M, A, L>([pass.of(w, n)], x, pass.k, load);
         for (m, sums) in sums.iter().enumerate() {
-            tile.row(m)[n] = sums[0];
+            tile.row(pass.tokens.start + m)[n] = sums[0];
         }
-        n += 1;
     }
 }
 
-/// The M × R dot products of M tokens and R rows; U steps of the loop have their own sums.
+/// The M × R dot products of M tokens and R rows. A step takes L vectors of each, a cache line or
+/// two, and spreads them over A sums.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn dot<T: Copy + Default, const R: usize, const M: usize, const U: usize>(
+fn dot<T: Copy + Default, const R: usize, const M: usize, const A: usize, const L: usize>(
     w: [&[T]; R],
     x: [&[f32]; M],
+    ahead: usize,
     load_w: &impl Fn(&[T; LANES]) -> __m256,
 ) -> [[f32; R]; M] {
-    let mut sums = [[[_mm256_setzero_ps(); U]; R]; M];
-    let steps = x[0].len() / (LANES * U);
-    let ws = w.map(|w| &w.as_chunks::<LANES>().0.as_chunks::<U>().0[..steps]);
-    let xs = x.map(|x| &x.as_chunks::<LANES>().0.as_chunks::<U>().0[..steps]);
+    let mut sums = [[[_mm256_setzero_ps(); A]; R]; M];
+    let steps = x[0].len() / (LANES * L);
+    let ws = w.map(|w| &w.as_chunks::<LANES>().0.as_chunks::<L>().0[..steps]);
+    let xs = x.map(|x| &x.as_chunks::<LANES>().0.as_chunks::<L>().0[..steps]);
     for i in 0..steps {
-        step(&mut sums, ws.map(|w| &w[i]), xs.map(|x| &x[i]), load_w);
+        for w in ws {
+            fetch_ahead(&w[i], ahead);
+        }
+        let w = std::array::from_fn(|r| &ws[r][i]);
+        step(&mut sums, w, std::array::from_fn(|m| &xs[m][i]), load_w);
     }
-    let done = steps * LANES * U;
+    let done = steps * LANES * L;
     if done < x[0].len() {
         // The last, short step is padded with zeros.
-        let ws = w.map(|w| padded::<T, U>(&w[done..]));
-        let xs = x.map(|x| padded::<f32, U>(&x[done..]));
+        let ws = w.map(|w| padded::<T, L>(&w[done..]));
+        let xs = x.map(|x| padded::<f32, L>(&x[done..]));
         step(&mut sums, ws.each_ref(), xs.each_ref(), load_w);
     }
-    sums.map(|sums| sums.map(|sums| sum(sums)))
+    let mut dots = [[0.0; R]; M];
+    for m in 0..M {
+        for r in 0..R {
+            dots[m][r] = sum(sums[m][r]);
+        }
+    }
+    dots
+}
+
+/// Asks for the cache lines of `v`'s counterpart `ahead` numbers further on.
+///
+/// Several rows and tokens at once are more streams than the processor follows by itself.
+#[inline(always)]
+fn fetch_ahead<T, const L: usize>(v: &[[T; LANES]; L], ahead: usize) {
+    let start = v.as_ptr().cast::<T>().wrapping_add(ahead);
+    for line in 0..size_of_val(v).div_ceil(64) {
+        let line = start.wrapping_byte_add(64 * line);
+        // SAFETY: a prefetch reads nothing into the program and never faults, wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
+    }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn step<T, const R: usize, const M: usize, const U: usize>(
-    sums: &mut [[[__m256; U]; R]; M],
-    w: [&[[T; LANES]; U]; R],
-    x: [&[[f32; LANES]; U]; M],
+fn step<T, const R: usize, const M: usize, const A: usize, const L: usize>(
+    sums: &mut [[[__m256; A]; R]; M],
+    w: [&[[T; LANES]; L]; R],
+    x: [&[[f32; LANES]; L]; M],
     load_w: &impl Fn(&[T; LANES]) -> __m256,
 ) {
-    for u in 0..U {
-        let w = w.map(|w| load_w(&w[u]));
+    for l in 0..L {
+        let mut wide = [_mm256_setzero_ps(); R];
+        for r in 0..R {
+            wide[r] = load_w(&w[r][l]);
+        }
         for m in 0..M {
-            let x = load(&x[m][u]);
+            let x = load(&x[m][l]);
             for r in 0..R {
-                sums[m][r][u] = _mm256_fmadd_ps(w[r], x, sums[m][r][u]);
+                sums[m][r][l % A] = _mm256_fmadd_ps(wide[r], x, sums[m][r][l % A]);
             }
         }
     }
 }
 
-fn padded<T: Copy + Default, const U: usize>(tail: &[T]) -> [[T; LANES]; U] {
-    let mut all = [[T::default(); LANES]; U];
+fn padded<T: Copy + Default, const L: usize>(tail: &[T]) -> [[T; LANES]; L] {
+    let mut all = [[T::default(); LANES]; L];
     all.as_flattened_mut()[..tail.len()].copy_from_slice(tail);
     all
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn sum<const U: usize>(sums: [__m256; U]) -> f32 {
-    let all = sums.into_iter().fold(_mm256_setzero_ps(), |all, part| _mm256_add_ps(all, part));
+fn sum<const A: usize>(sums: [__m256; A]) -> f32 {
+    let mut all = sums[0];
+    for part in &sums[1..] {
+        all = _mm256_add_ps(all, *part);
+    }
     let mut lanes = [0.0; LANES];
     store(&mut lanes, all);
     let [a, b, c, d, e, f, g, h] = lanes;
     ((a + e) + (b + f)) + ((c + g) + (d + h))
+}
+
+/// `to` receives `from` as f32.
+pub(super) fn widen_f16(_isa: Avx2, from: &[f16], to: &mut [f32]) {
+    // SAFETY: the token is made only after avx2, fma and f16c were detected.
+    unsafe { widen(from, to) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn widen(from: &[f16], to: &mut [f32]) {
+    let (from, from_tail) = from.as_chunks::<LANES>();
+    let (to, to_tail) = to.as_chunks_mut::<LANES>();
+    for (to, from) in to.iter_mut().zip(from) {
+        store(to, load_f16(from));
+    }
+    to_tail.iter_mut().zip(from_tail).for_each(|(to, from)| *to = from.to_f32());
 }
 
 /// Rows of a tile of two vectors; a tile of one has twice as many. 12 sums, 2 vectors of x and a
@@ -156,7 +199,7 @@ pub(super) fn engine(_isa: &Avx2) -> Engine<'_, f32> {
         width: 2 * LANES,
         narrow: LANES,
         pair: 1,
-        round: |v| v,
+        pack: pack_f32,
         multiply: &|w, x, y, width| {
             if width == LANES {
                 // SAFETY: the token is made only after avx2, fma and f16c were detected.
@@ -188,11 +231,14 @@ fn multiply_tile<const R: usize, const V: usize>(
 ) {
     let mut sums = [[_mm256_setzero_ps(); V]; R];
     for (k, x) in x.iter().take(PANEL_K).enumerate() {
-        let x = x.each_ref().map(|x| load(x));
+        let mut tokens = [_mm256_setzero_ps(); V];
+        for v in 0..V {
+            tokens[v] = load(&x[v]);
+        }
         for r in 0..R {
             let w = _mm256_set1_ps(w[r][k]);
             for v in 0..V {
-                sums[r][v] = _mm256_fmadd_ps(w, x[v], sums[r][v]);
+                sums[r][v] = _mm256_fmadd_ps(w, tokens[v], sums[r][v]);
             }
         }
     }

@@ -4,14 +4,15 @@
 //! subnormal numbers as zero and makes none.
 
 use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_loadu_ps,
-    _mm512_reduce_add_ps, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
+    __m512, __m512bh, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_add_ps, _mm512_dpbf16_ps,
+    _mm512_loadu_ps, _mm512_reduce_add_ps, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
 use half::bf16;
 
 use super::Shape;
-use super::panels::{Engine, PANEL_K, to_bf16};
+use super::panels::{Engine, PANEL_K, pack_bf16};
+use super::passes::{Pass, passes};
 use crate::isa::Avx512Vnni;
 use crate::parallel::Tile;
 
@@ -36,101 +37,122 @@ pub(super) fn gemv(
 /// latency and fit the 32 registers.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn by_tokens(w: &[bf16], x: &[bf16], tile: &mut Tile<'_, f32>, shape: Shape) {
-    let k = shape.k;
-    match shape.m {
-        1 => rows::<4, 1, 2>(w, x, tile, k),
-        2 => rows::<4, 2, 2>(w, x, tile, k),
-        3 => rows::<4, 3, 1>(w, x, tile, k),
-        4 => rows::<4, 4, 1>(w, x, tile, k),
-        5 => rows::<4, 5, 1>(w, x, tile, k),
-        6 => rows::<4, 6, 1>(w, x, tile, k),
-        7 => rows::<3, 7, 1>(w, x, tile, k),
-        _ => rows::<3, 8, 1>(w, x, tile, k),
+    for pass in passes(shape, tile.cols().len()) {
+        match pass.tokens.len() {
+            1 => rows::<4, 1, 2>(w, x, tile, pass),
+            2 => rows::<4, 2, 2>(w, x, tile, pass),
+            3 => rows::<4, 3, 1>(w, x, tile, pass),
+            4 => rows::<4, 4, 1>(w, x, tile, pass),
+            5 => rows::<4, 5, 1>(w, x, tile, pass),
+            _ => rows::<4, 6, 1>(w, x, tile, pass),
+        }
     }
 }
 
 /// R rows of the weight at a time, then the rest one by one.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 #[inline]
-fn rows<const R: usize, const M: usize, const U: usize>(
+fn rows<const R: usize, const M: usize, const A: usize>(
     w: &[bf16],
     x: &[bf16],
     tile: &mut Tile<'_, f32>,
-    k: usize,
+    pass: Pass,
 ) {
-    let x: [&[bf16]; M] = std::array::from_fn(|m| &x[m * k..(m + 1) * k]);
-    let groups = w.chunks_exact(R * k);
-    let rest = groups.remainder();
-    let mut n = 0;
-    for group in groups {
-        let w = std::array::from_fn(|r| &group[r * k..(r + 1) * k]);
-        let sums = dot::<R, M, U>(w, x);
+    let x: [&[bf16]; M] = std::array::from_fn(|m| pass.of(x, pass.tokens.start + m));
+    let whole = pass.rows.end - pass.rows.len() % R;
+    for n in (pass.rows.start..whole).step_by(R) {
+        let w = std::array::from_fn(|r| pass.of(w, n + r));
+        let sums = dot::<R, M, A>(w, x, R * pass.k);
         for (m, sums) in sums.iter().enumerate() {
-            tile.row(m)[n..n + R].copy_from_slice(sums);
+            tile.row(pass.tokens.start + m)[n..n + R].copy_from_slice(sums);
         }
-        n += R;
     }
-    for row in rest.chunks_exact(k) {
-        let sums = dot::<1, M, U>([row], x);
+    for n in whole..pass.rows.end {
+        let sums = dot::<1, M, A>([pass.of(w, n)], x, pass.k);
         for (m, sums) in sums.iter().enumerate() {
-            tile.row(m)[n] = sums[0];
+            tile.row(pass.tokens.start + m)[n] = sums[0];
         }
-        n += 1;
     }
 }
 
-/// The M × R dot products of M tokens and R rows; U steps of the loop have their own sums.
+/// The M × R dot products of M tokens and R rows. A step takes two vectors of each, two cache lines,
+/// and spreads them over A sums.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 #[inline]
-fn dot<const R: usize, const M: usize, const U: usize>(
+fn dot<const R: usize, const M: usize, const A: usize>(
     w: [&[bf16]; R],
     x: [&[bf16]; M],
+    ahead: usize,
 ) -> [[f32; R]; M] {
-    let mut sums = [[[_mm512_setzero_ps(); U]; R]; M];
-    let steps = x[0].len() / (PAIRED * U);
-    let ws = w.map(|w| &w.as_chunks::<PAIRED>().0.as_chunks::<U>().0[..steps]);
-    let xs = x.map(|x| &x.as_chunks::<PAIRED>().0.as_chunks::<U>().0[..steps]);
+    let mut sums = [[[_mm512_setzero_ps(); A]; R]; M];
+    let steps = x[0].len() / (PAIRED * 2);
+    let ws = w.map(|w| &w.as_chunks::<PAIRED>().0.as_chunks::<2>().0[..steps]);
+    let xs = x.map(|x| &x.as_chunks::<PAIRED>().0.as_chunks::<2>().0[..steps]);
     for i in 0..steps {
-        step(&mut sums, ws.map(|w| &w[i]), xs.map(|x| &x[i]));
+        for w in ws {
+            fetch_ahead(&w[i], ahead);
+        }
+        let w = std::array::from_fn(|r| &ws[r][i]);
+        step(&mut sums, w, std::array::from_fn(|m| &xs[m][i]));
     }
-    let done = steps * PAIRED * U;
+    let done = steps * PAIRED * 2;
     if done < x[0].len() {
         // The last, short step is padded with zeros.
-        let ws = w.map(|w| padded::<U>(&w[done..]));
-        let xs = x.map(|x| padded::<U>(&x[done..]));
+        let ws = w.map(|w| padded(&w[done..]));
+        let xs = x.map(|x| padded(&x[done..]));
         step(&mut sums, ws.each_ref(), xs.each_ref());
     }
-    sums.map(|sums| sums.map(|sums| sum(sums)))
+    let mut dots = [[0.0; R]; M];
+    for m in 0..M {
+        for r in 0..R {
+            dots[m][r] = sum(sums[m][r]);
+        }
+    }
+    dots
+}
+
+/// Asks for the two cache lines of `v`'s counterpart `ahead` numbers further on.
+///
+/// Several rows and tokens at once are more streams than the processor follows by itself.
+#[inline(always)]
+fn fetch_ahead(v: &[[bf16; PAIRED]; 2], ahead: usize) {
+    for line in v {
+        let line = line.as_ptr().wrapping_add(ahead);
+        // SAFETY: a prefetch reads nothing into the program and never faults, wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 #[inline]
-fn step<const R: usize, const M: usize, const U: usize>(
-    sums: &mut [[[__m512; U]; R]; M],
-    w: [&[[bf16; PAIRED]; U]; R],
-    x: [&[[bf16; PAIRED]; U]; M],
+fn step<const R: usize, const M: usize, const A: usize>(
+    sums: &mut [[[__m512; A]; R]; M],
+    w: [&[[bf16; PAIRED]; 2]; R],
+    x: [&[[bf16; PAIRED]; 2]; M],
 ) {
-    for u in 0..U {
-        let w = w.map(|w| load_pairs(&w[u]));
+    for l in 0..2 {
         for m in 0..M {
-            let x = load_pairs(&x[m][u]);
+            let x = load_pairs(&x[m][l]);
             for r in 0..R {
-                sums[m][r][u] = _mm512_dpbf16_ps(sums[m][r][u], w[r], x);
+                sums[m][r][l % A] = _mm512_dpbf16_ps(sums[m][r][l % A], load_pairs(&w[r][l]), x);
             }
         }
     }
 }
 
-fn padded<const U: usize>(tail: &[bf16]) -> [[bf16; PAIRED]; U] {
-    let mut all = [[bf16::ZERO; PAIRED]; U];
+fn padded(tail: &[bf16]) -> [[bf16; PAIRED]; 2] {
+    let mut all = [[bf16::ZERO; PAIRED]; 2];
     all.as_flattened_mut()[..tail.len()].copy_from_slice(tail);
     all
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 #[inline]
-fn sum<const U: usize>(sums: [__m512; U]) -> f32 {
-    let all = sums.into_iter().fold(_mm512_setzero_ps(), |all, part| _mm512_add_ps(all, part));
+fn sum<const A: usize>(sums: [__m512; A]) -> f32 {
+    let mut all = sums[0];
+    for part in &sums[1..] {
+        all = _mm512_add_ps(all, *part);
+    }
     _mm512_reduce_add_ps(all)
 }
 
@@ -145,7 +167,7 @@ pub(super) fn engine(_isa: &Avx512Vnni) -> Engine<'_, bf16> {
         width: 2 * LANES,
         narrow: LANES,
         pair: 2,
-        round: to_bf16,
+        pack: pack_bf16,
         multiply: &|w, x, y, width| {
             if width == LANES {
                 // SAFETY: the token is made only after avx512bf16 was detected, with all of
@@ -179,11 +201,10 @@ fn multiply_tile<const R: usize, const V: usize>(
 ) {
     let mut sums = [[_mm512_setzero_ps(); V]; R];
     for (k, x) in x.iter().take(PANEL_K / 2).enumerate() {
-        let x = x.each_ref().map(|x| load_pairs(x));
         for r in 0..R {
             let w = broadcast_pair([w[r][2 * k], w[r][2 * k + 1]]);
             for v in 0..V {
-                sums[r][v] = _mm512_dpbf16_ps(sums[r][v], w, x[v]);
+                sums[r][v] = _mm512_dpbf16_ps(sums[r][v], w, load_pairs(&x[v]));
             }
         }
     }

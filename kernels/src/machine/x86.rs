@@ -35,7 +35,9 @@ pub(super) fn f32_avx2(_isa: Avx2, steps: usize) -> u64 {
         let (factor, one) = (_mm256_set1_ps(black_box(0.5)), _mm256_set1_ps(1.0));
         let mut sums = [one; SUMS];
         for _ in 0..steps {
-            sums = sums.map(|sum| _mm256_fmadd_ps(sum, factor, one));
+            for sum in &mut sums {
+                *sum = _mm256_fmadd_ps(*sum, factor, one);
+            }
         }
         black_box(sums);
     }
@@ -50,7 +52,9 @@ pub(super) fn f32_avx512(_isa: Avx512, steps: usize) -> u64 {
         let (factor, one) = (_mm512_set1_ps(black_box(0.5)), _mm512_set1_ps(1.0));
         let mut sums = [one; SUMS];
         for _ in 0..steps {
-            sums = sums.map(|sum| _mm512_fmadd_ps(sum, factor, one));
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(*sum, factor, one);
+            }
         }
         black_box(sums);
     }
@@ -67,7 +71,9 @@ pub(super) fn bf16_avx512(_isa: Avx512Vnni, steps: usize) -> u64 {
         let ones = unsafe { ones.as_ptr().cast::<__m512bh>().read_unaligned() };
         let mut sums = [_mm512_setzero_ps(); SUMS];
         for _ in 0..steps {
-            sums = sums.map(|sum| _mm512_dpbf16_ps(sum, ones, ones));
+            for sum in &mut sums {
+                *sum = _mm512_dpbf16_ps(*sum, ones, ones);
+            }
         }
         black_box(sums);
     }
@@ -126,7 +132,9 @@ pub(super) fn int8_vnni(_isa: Avx512Vnni, steps: usize) -> u64 {
         let (left, right) = (_mm512_set1_epi8(black_box(3)), _mm512_set1_epi8(black_box(-2)));
         let mut sums = [_mm512_setzero_si512(); SUMS];
         for _ in 0..steps {
-            sums = sums.map(|sum| _mm512_dpbusd_epi32(sum, left, right));
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, left, right);
+            }
         }
         black_box(sums);
     }
