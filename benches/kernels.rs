@@ -1,18 +1,14 @@
-//! Every kernel on its own shapes, with the bytes and operations that `cost` counts.
+//! Every linear kernel on its own shapes, with the bytes and operations that `cost` counts.
 //!
 //! `cargo bench --bench kernels -- --quick`; a word after `--` chooses groups by name. The best
 //! instruction set and one thread per core run. To add a kernel: a function that calls `case` for each
-//! of its SHAPES, and its name in `criterion_group!`.
-
-#![expect(missing_docs, reason = "criterion's macros make public functions")]
+//! of its SHAPES, and its name in `criterion_group!`. What runs between the linear layers is in
+//! `kernels/benches/small_ops.rs`.
 
 use std::time::Duration;
 
 use aolab_kernels::dense_linear::{self, Format};
-use aolab_kernels::{
-    Cost, Cpu, Shape, activation, attention, embedding, ggml, int4_linear, int8_activation,
-    int8_linear, logits, norm, rope, softmax,
-};
+use aolab_kernels::{Cost, Cpu, Shape, int4_linear, int8_activation, int8_linear};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::{bf16, f16};
 
@@ -130,94 +126,6 @@ fn int8_activations(c: &mut Criterion) {
     }
 }
 
-fn norms(c: &mut Criterion) {
-    let cpu = Cpu::new(None);
-    for &(m, k) in norm::SHAPES {
-        let (x, weight, mut y) = (numbers(m * k), numbers(k), vec![0.0; m * k]);
-        case(c, norm::kernel_name(cpu.isa()), &format!("m{m}_k{k}"), norm::cost(m, k), || {
-            norm::rms_norm(&cpu, &x, &weight, 1e-5, &mut y);
-        });
-    }
-}
-
-fn ropes(c: &mut Criterion) {
-    let cpu = Cpu::new(None);
-    for &(shape, rotary) in rope::SHAPES {
-        let mut x = numbers(shape.m * shape.heads * shape.head_dim);
-        let (cos, sin) = rope::tables(&vec![0.1; rotary / 2], 0..shape.m, 1.0);
-        let shape_name = format!("m{}_h{}_d{}_r{rotary}", shape.m, shape.heads, shape.head_dim);
-        case(c, rope::kernel_name(cpu.isa()), &shape_name, rope::cost(shape, rotary), || {
-            rope::apply(&cpu, &mut x, shape, &cos, &sin, rope::Order::Half);
-        });
-    }
-}
-
-fn softmaxes(c: &mut Criterion) {
-    let cpu = Cpu::new(None);
-    for &(m, n) in softmax::SHAPES {
-        let mut x = numbers(m * n);
-        case(
-            c,
-            softmax::kernel_name(cpu.isa()),
-            &format!("m{m}_n{n}"),
-            softmax::cost(m, n),
-            || {
-                softmax::softmax(&cpu, &mut x, n);
-            },
-        );
-    }
-}
-
-fn activations(c: &mut Criterion) {
-    let cpu = Cpu::new(None);
-    for &len in activation::SHAPES {
-        let (gate, up, mut y) = (numbers(len), numbers(len), vec![0.0; len]);
-        let kernel = activation::kernel_name(cpu.isa());
-        case(c, kernel, &format!("len{len}"), activation::cost(len), || {
-            activation::silu_mul(&cpu, &gate, &up, &mut y);
-        });
-    }
-}
-
-fn attentions(c: &mut Criterion) {
-    let cpu = Cpu::new(None);
-    for shape in attention::SHAPES {
-        let q = numbers(shape.m * shape.heads * shape.head_dim);
-        let cache = numbers(shape.kv_heads * shape.capacity * shape.head_dim);
-        let mut out = vec![0.0; q.len()];
-        let (heads, kv) = (shape.heads, shape.kv_heads);
-        let shape_name =
-            format!("m{}_h{heads}_kv{kv}_d{}_past{}", shape.m, shape.head_dim, shape.past);
-        let window = shape.window.map_or(String::new(), |window| format!("_window{window}"));
-        let kernel = attention::kernel_name(cpu.isa(), shape);
-        case(c, kernel, &(shape_name + &window), attention::cost(shape, 4), || {
-            attention::attention(&cpu, &q, &cache, &cache, shape, &mut out);
-        });
-    }
-}
-
-fn embeddings(c: &mut Criterion) {
-    let cpu = Cpu::new(None);
-    for &(v, m, k) in embedding::SHAPES {
-        let (table, mut y) = (numbers(v * k), vec![0.0; m * k]);
-        let ids: Vec<u32> = (0..u32::MAX).take(v).cycle().take(m).collect();
-        let shape_name = format!("v{v}_m{m}_k{k}");
-        case(c, embedding::kernel_name(cpu.isa()), &shape_name, embedding::cost(m, k, 4), || {
-            embedding::gather(&cpu, embedding::Table::F32(&table), &ids, &mut y);
-        });
-    }
-}
-
-fn likelihoods(c: &mut Criterion) {
-    let cpu = Cpu::new(None);
-    for &(m, n) in logits::SHAPES {
-        let (x, targets, mut nll) = (numbers(m * n), vec![0; m], vec![0.0; m]);
-        case(c, logits::kernel_name(cpu.isa()), &format!("m{m}_n{n}"), logits::cost(m, n), || {
-            logits::nll(&cpu, &x, &targets, &mut nll);
-        });
-    }
-}
-
 criterion_group!(
     kernels,
     dense,
@@ -225,12 +133,5 @@ criterion_group!(
     int8_dynamic,
     int4_weight_only,
     int8_activations,
-    norms,
-    ropes,
-    softmaxes,
-    activations,
-    attentions,
-    embeddings,
-    likelihoods,
 );
 criterion_main!(kernels);

@@ -1,7 +1,7 @@
 //! The order in which a GEMV goes through its rows and tokens.
 //!
 //! Rows are read from end to end: cutting K into pieces that keep x in the first-level cache was
-//! tried and lost a third at four tokens, since each piece touches its pages anew.
+//! tried and was slower at four tokens (benches/record/LOG.md).
 
 use std::ops::Range;
 

@@ -44,12 +44,12 @@ fn by_tokens<T: Copy + Default, const L: usize>(
 ) {
     for pass in passes(shape, tile.cols().len()) {
         match pass.tokens.len() {
-            1 => rows::<T, 4, 1, 2, L>(w, x, tile, pass, &load),
-            2 => rows::<T, 4, 2, 1, L>(w, x, tile, pass, &load),
-            3 => rows::<T, 4, 3, 1, L>(w, x, tile, pass, &load),
-            4 => rows::<T, 3, 4, 1, L>(w, x, tile, pass, &load),
-            5 => rows::<T, 2, 5, 1, L>(w, x, tile, pass, &load),
-            _ => rows::<T, 2, 6, 1, L>(w, x, tile, pass, &load),
+            1 => rows::<T, 4, 1, 2, L>(w, x, tile, &pass, &load),
+            2 => rows::<T, 4, 2, 1, L>(w, x, tile, &pass, &load),
+            3 => rows::<T, 4, 3, 1, L>(w, x, tile, &pass, &load),
+            4 => rows::<T, 3, 4, 1, L>(w, x, tile, &pass, &load),
+            5 => rows::<T, 2, 5, 1, L>(w, x, tile, &pass, &load),
+            _ => rows::<T, 2, 6, 1, L>(w, x, tile, &pass, &load),
         }
     }
 }
@@ -61,7 +61,7 @@ fn rows<T: Copy + Default, const R: usize, const M: usize, const A: usize, const
     w: &[T],
     x: &[f32],
     tile: &mut Tile<'_, f32>,
-    pass: Pass,
+    pass: &Pass,
     load: &impl Fn(&[T; LANES]) -> __m256,
 ) {
     let x: [&[f32]; M] = std::array::from_fn(|m| pass.of(x, pass.tokens.start + m));

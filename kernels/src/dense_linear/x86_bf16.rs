@@ -39,12 +39,12 @@ pub(super) fn gemv(
 fn by_tokens(w: &[bf16], x: &[bf16], tile: &mut Tile<'_, f32>, shape: Shape) {
     for pass in passes(shape, tile.cols().len()) {
         match pass.tokens.len() {
-            1 => rows::<4, 1, 2>(w, x, tile, pass),
-            2 => rows::<4, 2, 2>(w, x, tile, pass),
-            3 => rows::<4, 3, 1>(w, x, tile, pass),
-            4 => rows::<4, 4, 1>(w, x, tile, pass),
-            5 => rows::<4, 5, 1>(w, x, tile, pass),
-            _ => rows::<4, 6, 1>(w, x, tile, pass),
+            1 => rows::<4, 1, 2>(w, x, tile, &pass),
+            2 => rows::<4, 2, 2>(w, x, tile, &pass),
+            3 => rows::<4, 3, 1>(w, x, tile, &pass),
+            4 => rows::<4, 4, 1>(w, x, tile, &pass),
+            5 => rows::<4, 5, 1>(w, x, tile, &pass),
+            _ => rows::<4, 6, 1>(w, x, tile, &pass),
         }
     }
 }
@@ -56,7 +56,7 @@ fn rows<const R: usize, const M: usize, const A: usize>(
     w: &[bf16],
     x: &[bf16],
     tile: &mut Tile<'_, f32>,
-    pass: Pass,
+    pass: &Pass,
 ) {
     let x: [&[bf16]; M] = std::array::from_fn(|m| pass.of(x, pass.tokens.start + m));
     let whole = pass.rows.end - pass.rows.len() % R;
