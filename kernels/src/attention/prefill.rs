@@ -4,8 +4,8 @@
 //! as the lanes of vectors. Keys and values are then read in the order they lie in the cache, one number
 //! spread over all lanes, and the softmax needs no sum across lanes.
 //!
-//!     scores (keys, 48) = K (keys, head_dim) · Qᵀ (head_dim, 48)
-//!     Oᵀ (head_dim, 48) = Oᵀ · alpha + Vᵀ (head_dim, keys) · P (keys, 48)
+//! scores (keys, 48) = K (keys, head_dim) · Qᵀ (head_dim, 48)
+//! Oᵀ (head_dim, 48) = Oᵀ · alpha + Vᵀ (head_dim, keys) · P (keys, 48)
 
 use super::{AttentionShape, CacheElement, Simd, avx2, avx512};
 use crate::Cpu;

@@ -46,11 +46,11 @@ pub const SHAPES: [Shape; 5] = [
 /// What the weight is stored as, and whether x is rounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// [`f32`]
+    /// [`f32()`]
     F32,
-    /// [`bf16`]
+    /// [`bf16()`]
     Bf16,
-    /// [`f16`]
+    /// [`f16()`]
     F16,
     /// [`bf16_bf16`]
     Bf16Bf16,
@@ -81,7 +81,7 @@ pub fn f16(cpu: &Cpu, w: &[f16], x: &[f32], y: &mut [f32], shape: Shape) {
 
 /// `y = x · Wᵀ` with a bf16 weight and x rounded to bf16 (ties to even), summed in f32.
 ///
-/// With AVX-512 BF16 this is twice as fast as [`bf16`]; that instruction takes subnormal numbers as
+/// With AVX-512 BF16 this is twice as fast as [`bf16()`]; that instruction takes subnormal numbers as
 /// zero.
 pub fn bf16_bf16(cpu: &Cpu, w: &[bf16], x: &[f32], y: &mut [f32], shape: Shape) {
     check(w.len(), x, y, shape);

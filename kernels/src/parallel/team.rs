@@ -4,7 +4,6 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long a worker looks for the next region before it sleeps. Between the layers of a model a
@@ -210,16 +209,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|broken| broken.into_inner())
 }
 
-/// A team with its threads, which end when this is dropped.
+/// A team with its threads, which end soon after this is dropped.
 pub(super) struct Crew {
     team: Arc<Team>,
-    workers: Vec<JoinHandle<()>>,
+    // rayon owns the threads; each runs one job, `serve`, for as long as the crew lives. Its own
+    // scheduler would wake sleepers for every region, which costs tens of microseconds.
+    _pool: rayon::ThreadPool,
+    workers: usize,
 }
 
 impl Crew {
     /// Starts `workers` threads beside the caller's.
-    pub(super) fn start(workers: usize) -> std::io::Result<Crew> {
-        let team = Team {
+    pub(super) fn start(workers: usize) -> Result<Crew, rayon::ThreadPoolBuildError> {
+        let team = Arc::new(Team {
             gate: AtomicU64::new(0),
             region: AtomicPtr::new(std::ptr::null_mut()),
             busy: AtomicBool::new(false),
@@ -227,15 +229,14 @@ impl Crew {
             sleepers: AtomicUsize::new(0),
             bed: Mutex::new(()),
             morning: Condvar::new(),
-        };
-        // A crew that could not start whole is dropped here, which ends those that did start.
-        let mut crew = Crew { team: Arc::new(team), workers: Vec::with_capacity(workers) };
-        for i in 1..=workers {
-            let team = Arc::clone(&crew.team);
-            let thread = std::thread::Builder::new().name(format!("aolab-{i}"));
-            crew.workers.push(thread.spawn(move || team.serve())?);
-        }
-        Ok(crew)
+        });
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(workers)
+            .thread_name(|i| format!("aolab-{}", i + 1))
+            .build()?;
+        let served = Arc::clone(&team);
+        pool.spawn_broadcast(move |_| served.serve());
+        Ok(Crew { team, _pool: pool, workers })
     }
 
     pub(super) fn team(&self) -> &Team {
@@ -245,17 +246,14 @@ impl Crew {
 
 impl Drop for Crew {
     fn drop(&mut self) {
+        // Every worker leaves `serve`, and the pool, dropped after this, lets its idle threads end.
         self.team.ending.store(true, Ordering::SeqCst);
         self.team.wake();
-        for worker in self.workers.drain(..) {
-            // A worker catches every panic of a part, so that there is no error to report.
-            let _ = worker.join();
-        }
     }
 }
 
 impl std::fmt::Debug for Crew {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Crew").field("workers", &self.workers.len()).finish()
+        f.debug_struct("Crew").field("workers", &self.workers).finish()
     }
 }
