@@ -143,7 +143,8 @@ fn edge_rows_are_stored_as_well_as_they_can_be() {
             let tensor = |values: &[f32]| Tensor::new(values.to_vec(), &[k]).expect("a row");
             compute_error(&tensor(&rows[i]), &tensor(row(i))).expect("one shape")
         };
-        let gate = if recipe.name().starts_with("int8") { 35.0 } else { 18.0 };
+        // 15 steps over the 5 to 7 standard deviations that 64 normal draws span: 17 to 21 dB.
+        let gate = if recipe.name().starts_with("int8") { 35.0 } else { 16.0 };
         for i in [1, 2, 3, 5] {
             assert!(sqnr(i) > gate, "{recipe:?}: row {i} has {} dB", sqnr(i));
         }

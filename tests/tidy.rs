@@ -223,3 +223,20 @@ fn nothing_is_unfinished_and_no_machine_is_named() {
     }
     none(&complaints);
 }
+
+#[test]
+fn the_support_table_of_the_readme_is_the_librarys() {
+    let table = aolab::quantization::support_table().expect("a table");
+    let readme = read(&root().join("README.md"));
+    for row in table.rows() {
+        let cells: Vec<String> = row
+            .iter()
+            .map(|cell| match cell {
+                aolab::table::Cell::Text(text) => text.clone(),
+                other => panic!("{other:?} is no text"),
+            })
+            .collect();
+        let line = format!("| {} |", cells.join(" | "));
+        assert!(readme.contains(&line), "README.md lacks the row\n{line}");
+    }
+}

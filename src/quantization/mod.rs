@@ -1,7 +1,7 @@
 //! Quantization: the workflows, one folder each, and [`quantize_`], which applies them to a model.
 //!
 //! A workflow's folder holds its configuration (a [`Recipe`], named as in torchao), its weight's format (a
-//! [`Weight`](crate::model::Weight)) and nothing of another workflow. All of them are listed once, in [`WORKFLOWS`].
+//! [`Weight`]) and nothing of another workflow. All of them are listed once, in [`WORKFLOWS`].
 
 pub mod config;
 mod fqn;
