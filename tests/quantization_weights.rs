@@ -96,24 +96,29 @@ fn every_weight_is_within_half_a_step_of_its_value() {
             let wanted = values(&weight);
             for recipe in recipes() {
                 let made = quantized(recipe.as_ref(), &weight);
-                let in_bf16 = dtype == DType::BF16 || made.details().contains("tile");
-                let unit = match dtype {
-                    _ if in_bf16 => 2.0_f32.powi(-8),
-                    DType::F16 => 2.0_f32.powi(-11),
-                    _ => 2.0_f32.powi(-23),
-                };
-                for (at, (got, wanted)) in values(made.as_ref()).iter().zip(&wanted).enumerate() {
-                    let step = scale_at(made.as_ref(), at);
-                    let top = if step.is_normal() { 128.0 * step } else { 0.0 };
-                    let reach = if recipe.name().starts_with("int8") { top } else { 16.0 * step };
-                    let allowed = 0.501 * step + 4.0 * unit * (reach + wanted.abs());
-                    assert!(
-                        (got - wanted).abs() <= allowed,
-                        "{recipe:?} {dtype} ({n}, {k}) at {at}: {wanted} became {got}, allowed {allowed}"
-                    );
-                }
+                check_half_a_step(recipe.as_ref(), made.as_ref(), dtype, &wanted);
             }
         }
+    }
+}
+
+/// Every dequantized value is within half a step of `wanted`, and what rounding in the dtype adds.
+fn check_half_a_step(recipe: &dyn Recipe, made: &dyn Weight, dtype: DType, wanted: &[f32]) {
+    let in_bf16 = dtype == DType::BF16 || made.details().contains("tile");
+    let unit = match dtype {
+        _ if in_bf16 => 2.0_f32.powi(-8),
+        DType::F16 => 2.0_f32.powi(-11),
+        _ => 2.0_f32.powi(-23),
+    };
+    for (at, (got, wanted)) in values(made).iter().zip(wanted).enumerate() {
+        let step = scale_at(made, at);
+        let top = if step.is_normal() { 128.0 * step } else { 0.0 };
+        let reach = if recipe.name().starts_with("int8") { top } else { 16.0 * step };
+        let allowed = 0.501 * step + 4.0 * unit * (reach + wanted.abs());
+        assert!(
+            (got - wanted).abs() <= allowed,
+            "{recipe:?} {dtype} at {at}: {wanted} became {got}, allowed {allowed}"
+        );
     }
 }
 
