@@ -191,21 +191,8 @@ fn the_kernel_multiplies_what_dequantize_says() {
                     let cpu = Cpu::with_isa(isa, Some(2));
                     let mut y = vec![f32::NAN; m * n];
                     made.linear(&cpu, &x, m, &mut y).expect("runs");
-                    for (at, y) in y.iter().enumerate() {
-                        let (x, w) = (&seen[at / n * k..][..k], &w[at % n * k..][..k]);
-                        let products = || x.iter().zip(w).map(|(x, w)| f64::from(*w) * x);
-                        let wanted: f64 = products().sum();
-                        let amax = x.iter().fold(0.0_f64, |amax, x| amax.max(x.abs()));
-                        let sum_w: f64 = w.iter().map(|w| f64::from(w.abs())).sum();
-                        // Activations rounded to 16 bits, and f32 sums; see the kernels' heads.
-                        let allowed = 2.0_f64.powi(-14) * amax * sum_w
-                            + 2.0_f64.powi(-18) * products().map(f64::abs).sum::<f64>();
-                        assert!(
-                            (f64::from(*y) - wanted).abs() <= allowed,
-                            "{recipe:?} {} m {m} ({n}, {k}): {y}, wanted {wanted} ± {allowed}",
-                            isa.name()
-                        );
-                    }
+                    let case = format!("{recipe:?} {} m {m} ({n}, {k})", isa.name());
+                    check_products(&y, &seen, &w, (n, k), &case);
                     assert!(made.kernel(&cpu, m).contains("int"), "a kernel of its own");
                 }
             }
@@ -241,7 +228,23 @@ fn seen_activations(recipe: &dyn Recipe, x: &[f32], k: usize) -> Vec<f64> {
     x.chunks(block).flat_map(through).collect()
 }
 
+/// `y` is `seen (M, K) · w (N, K)ᵀ` but for activations rounded to 16 bits and f32 sums; see the kernels' heads.
+fn check_products(y: &[f32], seen: &[f64], w: &[f32], (n, k): (usize, usize), case: &str) {
+    for (at, y) in y.iter().enumerate() {
+        let (x, w) = (&seen[at / n * k..][..k], &w[at % n * k..][..k]);
+        let products = || x.iter().zip(w).map(|(x, w)| f64::from(*w) * x);
+        let wanted: f64 = products().sum();
+        let amax = x.iter().fold(0.0_f64, |amax, x| amax.max(x.abs()));
+        let sum_w: f64 = w.iter().map(|w| f64::from(w.abs())).sum();
+        let allowed = 2.0_f64.powi(-14) * amax * sum_w
+            + 2.0_f64.powi(-18) * products().map(f64::abs).sum::<f64>();
+        let off = (f64::from(*y) - wanted).abs();
+        assert!(off <= allowed, "{case}: {y}, wanted {wanted} ± {allowed}");
+    }
+}
+
 #[test]
+#[expect(clippy::cast_possible_truncation, reason = "weights are rounded to f32 on purpose")]
 fn sqnr_reaches_torchaos_gates() {
     // torch.nn.Linear's initial weights, as torchao's tests have them: uniform in ±1/√K.
     let (n, k, m) = (256, 512, 32);
