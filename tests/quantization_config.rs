@@ -157,7 +157,7 @@ fn options_make_the_same_configurations() {
         parse("--granularity per-tensor,per-row --act-mapping-type asymmetric --reduce-range")
             .expect("options");
     assert_eq!(json(&dynamic)["granularity"][0]["_type"], "PerTensor");
-    let error = parse::<Int8WeightOnlyConfig>("--granularity per-rwo").err().expect("wrong");
+    let error = parse::<Int8WeightOnlyConfig>("--granularity per-rwo").expect_err("wrong");
     assert!(error.to_string().contains("did you mean per-row?"), "{error}");
 }
 
