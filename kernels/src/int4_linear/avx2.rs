@@ -1,11 +1,15 @@
 //! AVX2: 4-bit codes as unsigned bytes times int8 planes of the activations (`pmaddubsw`), one weight row against up to
 //! four activation rows.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "sums are registers: the index names the activation row, and iterators over them spill"
+)]
+
 use std::arch::x86_64::*;
-use std::array::{from_fn, from_ref};
 
 use super::Rows;
-use super::planes::{Halves, Plane64, PlaneRow, Planes};
+use super::planes::{Halves, PlaneRow, Planes};
 use crate::Cpu;
 use crate::isa::Avx2;
 use crate::lanes::{load8, sum8};
@@ -57,16 +61,23 @@ fn weight_only_rows<const M: usize, const B: usize>(
     m: usize,
     tile: &mut Tile<'_, f32>,
 ) {
-    let x: [PlaneRow<'_>; M] = from_fn(|i| x.row(m + i));
+    let mut rows = [x.row(m); M];
+    for i in 1..M {
+        rows[i] = x.row(m + i);
+    }
+    let groups = w.groups();
+    let (mut scale, mut zero) = (vec![0.0; groups], vec![0.0; groups]);
     for (i, n) in tile.cols().enumerate() {
-        let (codes, scale, zero) = (w.codes(n), w.scale(n), w.zero(n));
+        w.w.scale.copy_row(n, &mut scale);
+        w.w.zero.copy_row(n, &mut zero);
+        let codes = w.codes(n);
         let sums = match B {
-            128 => dot::<M, 2>(codes, &scale, w.w.group_size / B, &x),
-            64 => dot::<M, 1>(codes, &scale, w.w.group_size / B, &x),
-            _ => dot_groups_of_32(codes, &scale, &x),
+            128 => dot::<M, 2>(codes, &scale, w.w.group_size / B, &rows),
+            64 => dot::<M, 1>(codes, &scale, w.w.group_size / B, &rows),
+            _ => dot_groups_of_32(codes, &scale, &rows),
         };
         for j in 0..M {
-            let offset = inner(&scale, x[j].minus_eight) + inner(&zero, x[j].sum);
+            let offset = inner(&scale, rows[j].minus_eight) + inner(&zero, rows[j].sum);
             tile.row(m + j)[i] = sum8(sums[j]) + offset;
         }
     }
@@ -82,12 +93,11 @@ fn dot<const M: usize, const C: usize>(
     x: &[PlaneRow<'_>; M],
 ) -> [__m256; M] {
     let blocks = codes.as_chunks::<32>().0.as_chunks::<C>().0;
-    let planes: [&[[Plane64; C]]; M] = from_fn(|m| x[m].planes.as_chunks::<C>().0);
     let mut sums = [_mm256_setzero_ps(); M];
     for (g, (group, &scale)) in blocks.chunks(per_group).zip(scales).enumerate() {
         for (b, codes) in group.iter().enumerate() {
             let b = g * per_group + b;
-            let whole = block::<M, C>(codes, &from_fn(|m| &planes[m][b]));
+            let whole = block::<M, C>(codes, x, b);
             for m in 0..M {
                 let scale = _mm256_set1_ps(x[m].scale[b] * scale);
                 sums[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole[m]), scale, sums[m]);
@@ -108,32 +118,42 @@ fn dot_groups_of_32<const M: usize>(
     let (blocks, tail) = codes.as_chunks::<32>();
     let (pairs, last) = scales.as_chunks::<2>();
     let mut sums = [_mm256_setzero_ps(); M];
-    let mut add = |b: usize, codes: &[u8; 32], [first, second]: [f32; 2]| {
-        let scales = _mm256_set_m128(_mm_set1_ps(second), _mm_set1_ps(first));
-        let whole = block::<M, 1>(&[*codes], &from_fn(|m| from_ref(&x[m].planes[b])));
-        for m in 0..M {
-            let scale = _mm256_mul_ps(scales, _mm256_set1_ps(x[m].scale[b]));
-            sums[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole[m]), scale, sums[m]);
-        }
-    };
     for (b, (codes, &scales)) in blocks.iter().zip(pairs).enumerate() {
-        add(b, codes, scales);
+        add_pair_of_groups(codes, scales, x, b, &mut sums);
     }
     if let [scale] = last {
         let mut codes = [0; 32];
         codes[..16].copy_from_slice(tail);
         // The absent group has activations 0, and its scale must not be infinite or NaN either.
-        add(blocks.len(), &codes, [*scale, 0.0]);
+        add_pair_of_groups(&codes, [*scale, 0.0], x, blocks.len(), &mut sums);
     }
     sums
 }
 
-/// Exact `Σ q · x` of C · 64 codes as eight sums, for each of M rows of activations.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn add_pair_of_groups<const M: usize>(
+    codes: &[u8; 32],
+    [first, second]: [f32; 2],
+    x: &[PlaneRow<'_>; M],
+    b: usize,
+    sums: &mut [__m256; M],
+) {
+    let scales = _mm256_set_m128(_mm_set1_ps(second), _mm_set1_ps(first));
+    let whole = block::<M, 1>(std::array::from_ref(codes), x, b);
+    for m in 0..M {
+        let scale = _mm256_mul_ps(scales, _mm256_set1_ps(x[m].scale[b]));
+        sums[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole[m]), scale, sums[m]);
+    }
+}
+
+/// Exact `Σ q · x` of the C · 64 codes of block `b` as eight sums, for each of M rows of activations.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn block<const M: usize, const C: usize>(
     codes: &[[u8; 32]; C],
-    x: &[&[Plane64; C]; M],
+    x: &[PlaneRow<'_>; M],
+    b: usize,
 ) -> [__m256i; M] {
     let mask = _mm256_set1_epi8(15);
     let mut high = [_mm256_setzero_si256(); M];
@@ -143,17 +163,19 @@ fn block<const M: usize, const C: usize>(
         let even = _mm256_and_si256(bytes, mask);
         let odd = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), mask);
         for m in 0..M {
-            let plane = &x[m][c];
+            let plane = &x[m].planes.as_chunks::<C>().0[b][c];
             // A pair is at most 2 · 15 · 128 = 3840; the four of a block of 128 fit 16 bits.
             high[m] = _mm256_add_epi16(high[m], multiply(even, odd, &plane.high));
             low[m] = _mm256_add_epi16(low[m], multiply(even, odd, &plane.low));
         }
     }
     let (high_unit, low_unit) = (_mm256_set1_epi16(256), _mm256_set1_epi16(1));
-    from_fn(|m| {
+    let mut whole = [_mm256_setzero_si256(); M];
+    for m in 0..M {
         let high = _mm256_madd_epi16(high[m], high_unit);
-        _mm256_add_epi32(high, _mm256_madd_epi16(low[m], low_unit))
-    })
+        whole[m] = _mm256_add_epi32(high, _mm256_madd_epi16(low[m], low_unit));
+    }
+    whole
 }
 
 #[inline]

@@ -14,10 +14,7 @@ mod planes;
 #[cfg(test)]
 mod tests;
 
-use std::borrow::Cow;
-
 use half::bf16;
-use half::slice::HalfFloatSliceExt;
 
 use crate::{Cost, Cpu, Isa, Shape, exact_f32};
 use planes::Planes;
@@ -126,11 +123,18 @@ impl Floats<'_> {
         }
     }
 
-    /// Row `n` of `length` numbers, as f32.
-    fn row(&self, n: usize, length: usize) -> Cow<'_, [f32]> {
+    /// Row `n` as f32, into `row`.
+    #[inline]
+    fn copy_row(&self, n: usize, row: &mut [f32]) {
+        let range = n * row.len()..(n + 1) * row.len();
         match self {
-            Floats::F32(v) => Cow::Borrowed(&v[n * length..][..length]),
-            Floats::Bf16(v) => Cow::Owned(v[n * length..][..length].to_f32_vec()),
+            Floats::F32(v) => row.copy_from_slice(&v[range]),
+            Floats::Bf16(v) => {
+                for (to, from) in row.iter_mut().zip(&v[range]) {
+                    // Written out so that it becomes a shift in registers; `to_f32` quiets NaNs first.
+                    *to = f32::from_bits(u32::from(from.to_bits()) << 16);
+                }
+            }
         }
     }
 }
@@ -151,21 +155,20 @@ impl Rows<'_> {
         &self.w.qdata[n * self.k / 2..][..self.k / 2]
     }
 
-    fn scale(&self, n: usize) -> Cow<'_, [f32]> {
-        self.w.scale.row(n, self.groups())
-    }
-
-    fn zero(&self, n: usize) -> Cow<'_, [f32]> {
-        self.w.zero.row(n, self.groups())
+    /// Scales and zeros of row `n`.
+    fn params(&self, n: usize) -> (Vec<f32>, Vec<f32>) {
+        let (mut scale, mut zero) = (vec![0.0; self.groups()], vec![0.0; self.groups()]);
+        self.w.scale.copy_row(n, &mut scale);
+        self.w.zero.copy_row(n, &mut zero);
+        (scale, zero)
     }
 
     /// Row `n` in f32; the factor of its sums is 1.
     fn dequantize(&self, n: usize, row: &mut [f32]) -> f32 {
         let g = self.w.group_size;
+        let (scale, zero) = self.params(n);
         let groups = row.chunks_exact_mut(g).zip(self.codes(n).chunks_exact(g / 2));
-        for ((row, codes), (scale, zero)) in
-            groups.zip(self.scale(n).iter().zip(self.zero(n).iter()))
-        {
+        for ((row, codes), (scale, zero)) in groups.zip(scale.iter().zip(&zero)) {
             for (pair, &byte) in row.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
                 *pair = nibbles(byte).map(|q| (f32::from(q) - 8.0) * scale + zero);
             }
@@ -184,7 +187,7 @@ fn nibbles(byte: u8) -> [u8; 2] {
 fn scalar(w: Rows<'_>, x: &[f32], y: &mut [f32], Shape { n, k, .. }: Shape) {
     let g = w.w.group_size;
     for n_row in 0..n {
-        let (scale, zero) = (w.scale(n_row), w.zero(n_row));
+        let (scale, zero) = w.params(n_row);
         let codes = w.codes(n_row).iter().flat_map(|&byte| nibbles(byte));
         let row: Vec<f64> = codes
             .enumerate()

@@ -72,29 +72,36 @@ impl Planes {
 }
 
 impl Plane64 {
+    #[inline]
     fn new(q: &[i16; 64]) -> Plane64 {
-        let pairs = q.as_chunks::<2>().0;
-        let halves = |byte: fn(i16) -> i8| Halves {
-            even: std::array::from_fn(|i| byte(pairs[i][0])),
-            odd: std::array::from_fn(|i| byte(pairs[i][1])),
-        };
-        Plane64 { high: halves(high), low: halves(low) }
+        let empty = Halves { even: [0; 32], odd: [0; 32] };
+        let mut plane = Plane64 { high: empty, low: empty };
+        for (i, &[even, odd]) in q.as_chunks::<2>().0.iter().enumerate() {
+            (plane.high.even[i], plane.low.even[i]) = bytes(even);
+            (plane.high.odd[i], plane.low.odd[i]) = bytes(odd);
+        }
+        plane
     }
 }
 
-/// The lower byte, signed.
-fn low(q: i16) -> i8 {
-    i8::from_le_bytes([q.to_le_bytes()[0]])
+/// `q = 256 · high + low`, both signed: 128 is added so that what the low byte lacks is carried.
+#[inline]
+fn bytes(q: i16) -> (i8, i8) {
+    let [_, high] = (q + 128).to_le_bytes();
+    let [low, _] = q.to_le_bytes();
+    (high.cast_signed(), low.cast_signed())
 }
 
-/// What is left, in 256ths.
-fn high(q: i16) -> i8 {
-    i8::from_le_bytes([(q - i16::from(low(q))).to_le_bytes()[1]])
-}
-
+/// In eight sums, so that one addition need not wait for another.
 #[expect(clippy::cast_possible_truncation, reason = "rounded once, to f32")]
 fn sum_f32(x: &[f32]) -> f32 {
-    x.iter().map(|&x| f64::from(x)).sum::<f64>() as f32
+    let mut sums = [0.0_f64; 8];
+    let (body, tail) = x.as_chunks::<8>();
+    for x in body {
+        sums.iter_mut().zip(x).for_each(|(sum, &x)| *sum += f64::from(x));
+    }
+    let tail: f64 = tail.iter().map(|&x| f64::from(x)).sum();
+    (sums.iter().sum::<f64>() + tail) as f32
 }
 
 /// −8 · Σ q · scale over each group of row `m`.

@@ -4,7 +4,7 @@ use crate::sample::Sample;
 /// The formula in f64 at one place, and how far f32 results may be from it.
 fn reference(w: &Rows<'_>, x: &[f32], n: usize) -> (f64, f64) {
     let (g, k) = (w.w.group_size, x.len());
-    let (scale, zero) = (w.scale(n), w.zero(n));
+    let (scale, zero) = w.params(n);
     let codes: Vec<u8> = w.codes(n).iter().flat_map(|b| [b & 0x0f, b >> 4]).collect();
     let scaled = |k: usize| (f64::from(codes[k]) - 8.0) * f64::from(scale[k / g]);
     let sum = (0..k).map(|k| f64::from(x[k]) * (scaled(k) + f64::from(zero[k / g]))).sum();

@@ -1,10 +1,17 @@
 //! AVX2: codes are widened to 16 bits and multiplied in pairs (`pmaddwd`), one weight row against up to four activation rows.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "sums are registers: the index names the activation row, and iterators over them spill"
+)]
+
 use std::arch::x86_64::*;
-use std::array::from_fn;
+use std::ops::Range;
 
 use super::Rows;
 use super::dynamic::{Activation, Epilogue, Weight};
+use super::gemm::avx2::EXACT_BLOCK;
+use super::gemm::{self, Packed, WeightBlock};
 use crate::block_int16::BlockInt16;
 use crate::isa::Avx2;
 use crate::lanes::sum8;
@@ -22,13 +29,39 @@ fn part_rows(k: usize) -> usize {
     (PART_BYTES / k.max(1)).clamp(8, 256)
 }
 
-pub(super) fn weight_only(_: Avx2, cpu: &Cpu, w: Rows<'_>, x: &BlockInt16, y: &mut [f32]) {
-    let m = x.q.len() / x.padded_k;
-    let n = y.len() / m.max(1);
-    cpu.threads().tiles_mut(y, n, (m, part_rows(w.k)), |_, tile| {
+/// Up to so many tokens a row of weights is multiplied with all of them where it is; with more the GEMM pays.
+pub(super) const GEMV_MAX_M: usize = 8;
+
+pub(super) fn weight_only(
+    isa: Avx2,
+    cpu: &Cpu,
+    w: Rows<'_>,
+    x: &BlockInt16,
+    (y, shape): (&mut [f32], Shape),
+) {
+    let Shape { m, n, k } = shape;
+    if m > GEMV_MAX_M {
+        let x = Packed::from_blocks(cpu, x, None, gemm::avx2::tiling(m).width);
+        let fill = |rows: Range<usize>, b: usize, to: &mut WeightBlock<i16>| {
+            fill_block(isa, w, rows, b, to);
+        };
+        return gemm::avx2::scaled(isa, cpu, &x, (y, shape), fill, |_, sum| sum);
+    }
+    cpu.threads().tiles_mut(y, n, (m, part_rows(k)), |_, tile| {
         // SAFETY: the `Avx2` token is made only after avx2, fma and f16c were detected.
         unsafe { any_tile(w, x, tile) }
     });
+}
+
+/// Block `b` of some rows of weights.
+fn fill_block(isa: Avx2, w: Rows<'_>, rows: Range<usize>, b: usize, to: &mut WeightBlock<i16>) {
+    let block = to.q.len() / to.scale.len();
+    let columns = b * block..w.k.min((b + 1) * block);
+    for ((n, q), scale) in rows.zip(to.q.chunks_exact_mut(block)).zip(&mut to.scale) {
+        gemm::avx2::widen(isa, &w.codes(n)[columns.clone()], q);
+        let (scales, group_size) = w.scales(n);
+        *scale = scales[columns.start / group_size];
+    }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -59,10 +92,11 @@ fn weight_only_rows<const M: usize, const B: usize>(
     m: usize,
     tile: &mut Tile<'_, f32>,
 ) {
-    let activations = Blocks::<M, B> {
-        q: from_fn(|i| x.row(m + i).as_chunks::<B>().0),
-        scale: from_fn(|i| x.row_scale(m + i)),
-    };
+    let mut activations = Blocks::<M, B> { q: [&[]; M], scale: [&[]; M] };
+    for i in 0..M {
+        activations.q[i] = x.row(m + i).as_chunks::<B>().0;
+        activations.scale[i] = x.row_scale(m + i);
+    }
     for (i, n) in tile.cols().enumerate() {
         let (scales, group_size) = w.scales(n);
         let sums = activations.dot(w.codes(n), scales, group_size.div_ceil(B));
@@ -95,19 +129,23 @@ impl<const M: usize, const B: usize> Blocks<'_, M, B> {
             codes[..tail.len()].copy_from_slice(tail);
             self.add_block(blocks.len(), &codes, scale, &mut sums);
         }
-        sums.map(|sum| sum8(sum))
+        let mut totals = [0.0; M];
+        for m in 0..M {
+            totals[m] = sum8(sums[m]);
+        }
+        totals
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     fn add_block(&self, b: usize, codes: &[i8; B], scale: f32, sums: &mut [__m256; M]) {
-        let x: [&[[i16; 16]]; M] = from_fn(|m| self.q[m][b].as_chunks::<16>().0);
         let mut whole = [_mm256_setzero_si256(); M];
         for (i, codes) in codes.as_chunks::<16>().0.iter().enumerate() {
             let w = widen(codes);
             for m in 0..M {
+                let x = load(&self.q[m][b].as_chunks::<16>().0[i]);
                 // Pairs of 2⁷ · 2¹⁵ in each of 8 lanes; 8 of them stay far below 2³¹.
-                whole[m] = _mm256_add_epi32(whole[m], _mm256_madd_epi16(w, load(&x[m][i])));
+                whole[m] = _mm256_add_epi32(whole[m], _mm256_madd_epi16(w, x));
             }
         }
         for m in 0..M {
@@ -118,19 +156,33 @@ impl<const M: usize, const B: usize> Blocks<'_, M, B> {
 }
 
 pub(super) fn dynamic(
-    _: Avx2,
+    isa: Avx2,
     cpu: &Cpu,
     (w, act): (Weight<'_>, Activation<'_>),
     y: &mut [f32],
-    Shape { m, n, k }: Shape,
+    shape: Shape,
 ) {
+    let Shape { m, n, k } = shape;
+    let epilogue = Epilogue::new(w, act);
     let padded_k = k.next_multiple_of(16);
     let mut wide = vec![[0_i16; 16]; m * padded_k / 16];
     let rows = wide.as_flattened_mut().chunks_exact_mut(padded_k.max(1));
     for (wide, q) in rows.zip(act.q.chunks_exact(k.max(1))) {
-        wide.iter_mut().zip(q).for_each(|(wide, &q)| *wide = q.into());
+        gemm::avx2::widen(isa, q, wide);
     }
-    let product = Product { w: w.qdata, x: &wide, k, epilogue: Epilogue::new(w, act) };
+    if m > GEMV_MAX_M {
+        let width = gemm::avx2::tiling(m).width;
+        let x = Packed::new(cpu, wide.as_flattened(), padded_k, (EXACT_BLOCK, 2), width);
+        let fill = |rows: Range<usize>, b: usize, to: &mut WeightBlock<i16>| {
+            let columns = b * EXACT_BLOCK..k.min((b + 1) * EXACT_BLOCK);
+            for (n, q) in rows.zip(to.q.chunks_exact_mut(EXACT_BLOCK)) {
+                gemm::avx2::widen(isa, &w.qdata[n * k..][columns.clone()], q);
+            }
+        };
+        let finish = |m, n, sum| epilogue.result(m, n, sum);
+        return gemm::avx2::exact(isa, cpu, &x, (y, shape), fill, finish);
+    }
+    let product = Product { w: w.qdata, x: &wide, k, epilogue };
     cpu.threads().tiles_mut(y, n, (m, part_rows(k)), |_, tile| {
         // SAFETY: the `Avx2` token is made only after avx2 was detected.
         unsafe { product.tile(tile) }
@@ -161,7 +213,10 @@ impl Product<'_> {
     #[target_feature(enable = "avx2")]
     fn rows<const M: usize>(&self, m: usize, tile: &mut Tile<'_, f32>) {
         let length = self.k.div_ceil(16);
-        let x: [&[[i16; 16]]; M] = from_fn(|i| &self.x[(m + i) * length..][..length]);
+        let mut x: [&[[i16; 16]]; M] = [&[]; M];
+        for i in 0..M {
+            x[i] = &self.x[(m + i) * length..][..length];
+        }
         for (i, n) in tile.cols().enumerate() {
             let sums = dot_int8(&self.w[n * self.k..][..self.k], &x);
             for (j, sum) in sums.into_iter().enumerate() {
@@ -177,21 +232,33 @@ impl Product<'_> {
 fn dot_int8<const M: usize>(codes: &[i8], x: &[&[[i16; 16]]; M]) -> [i32; M] {
     let (body, tail) = codes.as_chunks::<16>();
     let mut sums = [_mm256_setzero_si256(); M];
-    let mut add = |i: usize, codes: &[i8; 16]| {
-        let w = widen(codes);
-        for m in 0..M {
-            sums[m] = _mm256_add_epi32(sums[m], _mm256_madd_epi16(w, load(&x[m][i])));
-        }
-    };
     for (i, codes) in body.iter().enumerate() {
-        add(i, codes);
+        add_products(codes, x, i, &mut sums);
     }
     if !tail.is_empty() {
         let mut codes = [0; 16];
         codes[..tail.len()].copy_from_slice(tail);
-        add(body.len(), &codes);
+        add_products(&codes, x, body.len(), &mut sums);
     }
-    sums.map(|sum| horizontal_sum_i32(sum))
+    let mut totals = [0; M];
+    for m in 0..M {
+        totals[m] = horizontal_sum_i32(sums[m]);
+    }
+    totals
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_products<const M: usize>(
+    codes: &[i8; 16],
+    x: &[&[[i16; 16]]; M],
+    i: usize,
+    sums: &mut [__m256i; M],
+) {
+    let w = widen(codes);
+    for m in 0..M {
+        sums[m] = _mm256_add_epi32(sums[m], _mm256_madd_epi16(w, load(&x[m][i])));
+    }
 }
 
 /// Sixteen codes as 16-bit integers.

@@ -12,6 +12,8 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod dynamic;
+#[cfg(target_arch = "x86_64")]
+mod gemm;
 
 #[cfg(test)]
 mod tests;
@@ -77,12 +79,12 @@ pub fn weight_only(
     match (cpu.isa(), blocks) {
         (Isa::Scalar | Isa::Neon(_), _) => scalar(w, x, y, shape),
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx2(avx2), Some(x)) => avx2::weight_only(avx2, cpu, w, &x, y),
+        (Isa::Avx2(avx2), Some(x)) => avx2::weight_only(avx2, cpu, w, &x, (y, shape)),
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512(avx512), Some(x)) => avx2::weight_only(avx512.avx2(), cpu, w, &x, y),
+        (Isa::Avx512(avx512), Some(x)) => avx2::weight_only(avx512.avx2(), cpu, w, &x, (y, shape)),
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx512Vnni(vnni), Some(x)) => {
-            avx2::weight_only(vnni.avx512().avx2(), cpu, w, &x, y);
+            avx2::weight_only(vnni.avx512().avx2(), cpu, w, &x, (y, shape));
         }
         _ => exact_f32::linear(cpu, x, y, shape, |n, row| w.dequantize(n, row)),
     }
