@@ -3,7 +3,7 @@
 //! Byte j of a row holds k = 2j in its low nibble and k = 2j + 1 in its high one, codes 0 to 15.
 //! Error: |y − f64 result| ≤ Σ_blocks amax(x in block) / 64000 · Σ|(q − 8) · scale| + K · 2⁻²² · Σ|x| · (15 · |scale| + |zero|), blocks of
 //! 128 (or what the group allows, 64 for groups of 32), because x is rounded to 16-bit integers once a call; rows under
-//! 256, other groups, and x with NaN or infinity are multiplied in f32 and keep only the second term.
+//! 256, other groups, 16 tokens and more, and x with NaN or infinity are multiplied in f32 and keep only the second term.
 //! Source: torchao's tinygemm numerics (`zero` is a float and stands for the code 8); the split of 16-bit
 //! integers into two int8 planes for 8-bit multipliers is our own.
 
@@ -14,9 +14,11 @@ mod planes;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
+
 use half::bf16;
 
-use crate::{Cost, Cpu, Isa, Shape, exact_f32};
+use crate::{Cost, Cpu, Isa, Shape, dense_linear, exact_f32};
 use planes::Planes;
 
 /// Scales or zeros as they are stored.
@@ -61,6 +63,10 @@ pub const SHAPES: [(Shape, usize); 13] = [
 /// Rows shorter than this are multiplied in f32: making integers of x would cost as much as it saves.
 const SHORTEST_INTEGER_K: usize = 256;
 
+/// From this many rows on, the weight is dequantized once, a panel at a time, and multiplied in f32: the
+/// integer path would unpack every code again for each eight rows.
+const GEMM_FROM: usize = 16;
+
 /// `y = x · dequantize(w)ᵀ`.
 pub fn weight_only(cpu: &Cpu, w: Weight<'_>, x: &[f32], y: &mut [f32], shape: Shape) {
     let Shape { m, n, k } = shape;
@@ -72,6 +78,15 @@ pub fn weight_only(cpu: &Cpu, w: Weight<'_>, x: &[f32], y: &mut [f32], shape: Sh
     assert!(w.zero.len() == n * (k / g), "{} zeros are not {n} × {k} / {g}", w.zero.len());
     assert!(x.len() == m * k, "{} activations are not {m} × {k}", x.len());
     assert!(y.len() == m * n, "{} results are not {m} × {n}", y.len());
+    if m >= GEMM_FROM && !matches!(cpu.isa(), Isa::Scalar | Isa::Neon(_)) {
+        let rows = Rows { w, k };
+        dense_linear::gemm_with_panels(cpu, shape, x, y, |block, panel| {
+            for (n, panel) in block.n.zip(panel) {
+                rows.dequantize_part(n, block.k.clone(), panel.as_mut_slice());
+            }
+        });
+        return;
+    }
     let planes = block(g, k).and_then(|block| Planes::new(cpu.isa(), x, (k, g), block));
     let rows = Rows { w, k };
     match (cpu.isa(), planes) {
@@ -100,6 +115,8 @@ pub fn cost(shape: Shape, group_size: usize, bytes_per_scale: usize) -> Cost {
 /// (or groups of 32), on `isa`.
 pub fn kernel_name(isa: Isa, m: usize) -> &'static str {
     match (isa, m) {
+        (Isa::Avx2(_), GEMM_FROM..) => "x86-int4xf32-avx2-gemm",
+        (Isa::Avx512(_) | Isa::Avx512Vnni(_), GEMM_FROM..) => "x86-int4xf32-avx512-gemm",
         (Isa::Avx2(_) | Isa::Avx512(_) | Isa::Avx512Vnni(_), _) => "x86-int4xint16-avx2",
         (Isa::Scalar | Isa::Neon(_), _) => "scalar-int4xf32",
     }
@@ -174,6 +191,35 @@ impl Rows<'_> {
             }
         }
         1.0
+    }
+}
+
+impl Floats<'_> {
+    fn get(&self, at: usize) -> f32 {
+        match self {
+            Floats::F32(v) => v[at],
+            Floats::Bf16(v) => v[at].to_f32(),
+        }
+    }
+}
+
+impl Rows<'_> {
+    /// Columns `k` of row `n` in f32, to the start of `part`. `k.start` is even.
+    fn dequantize_part(&self, n: usize, k: Range<usize>, part: &mut [f32]) {
+        let g = self.w.group_size;
+        let codes = self.codes(n);
+        let mut at = k.start;
+        while at < k.end {
+            let group = n * self.groups() + at / g;
+            let (scale, zero) = (self.w.scale.get(group), self.w.zero.get(group));
+            // A group may begin before this panel and end behind it.
+            let end = ((at / g + 1) * g).min(k.end);
+            let pairs = part[at - k.start..end - k.start].as_chunks_mut::<2>().0;
+            for (pair, &byte) in pairs.iter_mut().zip(&codes[at / 2..end / 2]) {
+                *pair = nibbles(byte).map(|q| (f32::from(q) - 8.0) * scale + zero);
+            }
+            at = end;
+        }
     }
 }
 
