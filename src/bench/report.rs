@@ -4,14 +4,6 @@ use super::{DecodeResult, LinearResult, PrefillResult};
 use crate::error::Result;
 use crate::table::{Cell, Table};
 
-fn int(value: usize) -> Cell {
-    Cell::Int(i64::try_from(value).unwrap_or(i64::MAX))
-}
-
-fn bytes(value: Option<u64>) -> Cell {
-    value.map_or(Cell::Missing, Cell::Bytes)
-}
-
 impl DecodeResult {
     /// One row; rows of several models can be appended to each other.
     pub fn table(&self, model: &str) -> Result<Table> {
@@ -40,7 +32,7 @@ impl DecodeResult {
             Cell::Bytes(self.bytes_per_token),
             Cell::Float(self.gb_per_s),
             Cell::Float(100.0 * self.gb_per_s / self.read_gb_per_s),
-            bytes(self.peak_rss_bytes),
+            self.peak_rss_bytes.map_or(Cell::Missing, Cell::Bytes),
         ])?;
         Ok(table)
     }
@@ -70,7 +62,7 @@ impl PrefillResult {
             Cell::Float(self.ms),
             Cell::Float(self.gflop_per_s),
             Cell::Float(100.0 * self.gflop_per_s / self.peak_gflop_per_s),
-            bytes(self.peak_rss_bytes),
+            self.peak_rss_bytes.map_or(Cell::Missing, Cell::Bytes),
         ])?;
         Ok(table)
     }
@@ -98,9 +90,9 @@ impl LinearResult {
             .with_note("bytes: weights, scales, activations and results once; 2·M·N·K operations");
         table.push([
             Cell::Text(self.workflow.clone()),
-            int(self.n),
-            int(self.k),
-            int(self.m),
+            self.n.into(),
+            self.k.into(),
+            self.m.into(),
             Cell::Text(if self.cold { "cold" } else { "warm" }.to_owned()),
             Cell::Text(self.kernel.clone()),
             Cell::Float(self.us),

@@ -4,10 +4,6 @@ use super::{KlResult, PerplexityResult, SqnrResult};
 use crate::error::Result;
 use crate::table::{Cell, Table};
 
-fn int(value: usize) -> Cell {
-    Cell::Int(i64::try_from(value).unwrap_or(i64::MAX))
-}
-
 impl PerplexityResult {
     /// One row; rows of several models can be appended to each other.
     pub fn table(&self, model: &str, text: &str) -> Result<Table> {
@@ -36,8 +32,8 @@ impl PerplexityResult {
             Cell::Float(self.perplexity),
             Cell::Float(self.standard_error),
             Cell::Float(self.mean_nll),
-            self.bits_per_byte.map_or(Cell::Missing, Cell::Float),
-            int(self.tokens),
+            self.bits_per_byte.into(),
+            self.tokens.into(),
             Cell::Float(self.tokens_per_s),
         ])?;
         Ok(table)

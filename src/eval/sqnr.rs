@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{EvalConfig, Progress, windows_of};
 use crate::error::{Error, Result};
-use crate::model::{Model, NoObserver, Observer};
+use crate::model::{Linear, Model, NoObserver, Observer};
 
 /// The figures of one linear layer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -57,8 +57,8 @@ impl Power {
 /// Runs both models' layers on the baseline's inputs.
 struct LayerByLayer<'a> {
     cpu: &'a Cpu,
-    base: &'a Model,
-    model: &'a Model,
+    base: &'a [(String, Linear)],
+    model: &'a [(String, Linear)],
     powers: Vec<Power>,
     error: Option<Error>,
 }
@@ -66,14 +66,20 @@ struct LayerByLayer<'a> {
 impl LayerByLayer<'_> {
     fn compare(&mut self, layer: usize, name: &str, x: &[f32]) -> Result<()> {
         let wanted = format!("model.layers.{layer}.{name}");
-        let (base, model) = (self.base.linears(), self.model.linears());
-        let at = base.iter().position(|(fqn, _)| *fqn == wanted);
-        let Some(at) = at else { return Ok(()) };
-        let (n, k) = base[at].1.weight.shape();
+        match self.base.iter().position(|(fqn, _)| *fqn == wanted) {
+            Some(at) => self.compare_at(at, x),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives `x` to both models' layer number `at`.
+    fn compare_at(&mut self, at: usize, x: &[f32]) -> Result<()> {
+        let (base, model) = (&self.base[at].1.weight, &self.model[at].1.weight);
+        let (n, k) = base.shape();
         let m = x.len() / k;
         let (mut y, mut z) = (vec![0.0; m * n], vec![0.0; m * n]);
-        base[at].1.weight.linear(self.cpu, x, m, &mut y)?;
-        model[at].1.weight.linear(self.cpu, x, m, &mut z)?;
+        base.linear(self.cpu, x, m, &mut y)?;
+        model.linear(self.cpu, x, m, &mut z)?;
         self.powers[at].add(&y, &z);
         Ok(())
     }
@@ -110,7 +116,7 @@ pub fn sqnr(
     }
     let (windows, _, _) = windows_of(base, text, config)?;
     let powers = vec![Power::default(); names.len()];
-    let mut watch = LayerByLayer { cpu, base, model, powers, error: None };
+    let mut watch = LayerByLayer { cpu, base: &names, model: &other, powers, error: None };
     let mut logits = Power::default();
     let mut tokens = 0;
     let d = base.config.hidden_size;
@@ -129,14 +135,9 @@ pub fn sqnr(
         for (p, q) in p.chunks(64 * d).zip(q.chunks(64 * d)) {
             let x = base.logits(cpu, p)?;
             logits.add(&x, &model.logits(cpu, q)?);
-            if let (Some(a), Some(b), Some(power)) =
-                (&base.lm_head, &model.lm_head, watch.powers.last_mut())
-            {
-                let (m, n) = (p.len() / d, a.weight.shape().0);
-                let (mut y, mut z) = (vec![0.0; m * n], vec![0.0; m * n]);
-                a.weight.linear(cpu, p, m, &mut y)?;
-                b.weight.linear(cpu, p, m, &mut z)?;
-                power.add(&y, &z);
+            // The observer sees blocks only; an output layer of its own is the last of the list.
+            if base.lm_head.is_some() {
+                watch.compare_at(names.len() - 1, p)?;
             }
         }
     }

@@ -149,28 +149,38 @@ impl Model {
         Ok(())
     }
 
-    fn linear_mut(&mut self, fqn: &str) -> Result<&mut Linear> {
-        let names: Vec<String> = self.linears().into_iter().map(|(name, _)| name).collect();
-        let unknown = || {
-            let near = did_you_mean(fqn, names.iter().map(String::as_str));
-            let hint = near.map_or_else(
-                || "`show` lists them".to_owned(),
-                |name| format!("did you mean {name:?}?"),
-            );
-            Error::invalid(format!("no linear layer is called {fqn:?}; {hint}"))
+    /// The linear layer `fqn`, or an error that names the one most likely meant.
+    pub fn linear(&self, fqn: &str) -> Result<&Linear> {
+        let found = match in_block(fqn) {
+            None => self.lm_head.as_ref().filter(|_| fqn == "lm_head"),
+            Some((index, name)) => self.layers.get(index).and_then(|layer| {
+                layer.linears().into_iter().find(|(other, _)| *other == name).map(|found| found.1)
+            }),
         };
+        found.ok_or_else(|| self.no_linear(fqn))
+    }
+
+    fn linear_mut(&mut self, fqn: &str) -> Result<&mut Linear> {
+        self.linear(fqn)?;
+        let found = match in_block(fqn) {
+            None => self.lm_head.as_mut(),
+            Some((index, name)) => Arc::make_mut(&mut self.layers[index]).linear_mut(name),
+        };
+        Ok(found.expect("`linear` found the layer of this name"))
+    }
+
+    fn no_linear(&self, fqn: &str) -> Error {
         if fqn == "lm_head" {
-            return self.lm_head.as_mut().ok_or_else(|| {
-                Error::invalid("the output layer is tied to the embedding: there is no lm_head")
-            });
+            return Error::invalid(
+                "the output layer is tied to the embedding: there is no lm_head",
+            );
         }
-        let (index, name) = fqn
-            .strip_prefix("model.layers.")
-            .and_then(|rest| rest.split_once('.'))
-            .ok_or_else(unknown)?;
-        let index: usize = index.parse().map_err(|_| unknown())?;
-        let layer = self.layers.get_mut(index).ok_or_else(unknown)?;
-        Arc::make_mut(layer).linear_mut(name).ok_or_else(unknown)
+        let names: Vec<String> = self.linears().into_iter().map(|(name, _)| name).collect();
+        let hint = match did_you_mean(fqn, names.iter().map(String::as_str)) {
+            Some(name) => format!("did you mean {name:?}?"),
+            None => "`show` lists them".to_owned(),
+        };
+        Error::invalid(format!("no linear layer is called {fqn:?}; {hint}"))
     }
 
     /// The weight that turns hidden states into logits: the output layer's or, tied, the embedding's.
@@ -227,6 +237,12 @@ impl Model {
             ))
         })
     }
+}
+
+/// The block and the name within it: `model.layers.3.mlp.up_proj` is block 3's `mlp.up_proj`.
+fn in_block(fqn: &str) -> Option<(usize, &str)> {
+    let (index, name) = fqn.strip_prefix("model.layers.")?.split_once('.')?;
+    Some((index.parse().ok()?, name))
 }
 
 fn fqn(layer: usize, name: &str) -> String {

@@ -217,9 +217,8 @@ fn apply(
     recipe: &dyn Recipe,
     layer: LayerReport,
 ) -> Result<LayerReport> {
-    let linear = model.linears().into_iter().find(|(fqn, _)| *fqn == layer.fqn);
-    let (fqn, linear) =
-        linear.ok_or_else(|| Error::invalid(format!("{}: no such layer", layer.fqn)))?;
+    let fqn = layer.fqn.clone();
+    let linear = model.linear(&fqn)?;
     let weight = recipe.quantize(cpu, linear.weight.as_ref()).within(&fqn)?;
     let (workflow, nbytes_after) = (weight.workflow(), weight.nbytes());
     model.set_weight(&fqn, weight)?;

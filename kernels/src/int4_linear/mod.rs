@@ -78,17 +78,16 @@ pub fn weight_only(cpu: &Cpu, w: Weight<'_>, x: &[f32], y: &mut [f32], shape: Sh
     assert!(w.zero.len() == n * (k / g), "{} zeros are not {n} × {k} / {g}", w.zero.len());
     assert!(x.len() == m * k, "{} activations are not {m} × {k}", x.len());
     assert!(y.len() == m * n, "{} results are not {m} × {n}", y.len());
+    let rows = Rows { w, k };
     if m >= GEMM_FROM && !matches!(cpu.isa(), Isa::Scalar | Isa::Neon(_)) {
-        let rows = Rows { w, k };
         dense_linear::gemm_with_panels(cpu, shape, x, y, |block, panel| {
             for (n, panel) in block.n.zip(panel) {
-                rows.dequantize_part(n, block.k.clone(), panel.as_mut_slice());
+                rows.dequantize(n, block.k.clone(), panel.as_mut_slice());
             }
         });
         return;
     }
     let planes = block(g, k).and_then(|block| Planes::new(cpu.isa(), x, (k, g), block));
-    let rows = Rows { w, k };
     match (cpu.isa(), planes) {
         (Isa::Scalar | Isa::Neon(_), _) => scalar(rows, x, y, shape),
         #[cfg(target_arch = "x86_64")]
@@ -99,7 +98,10 @@ pub fn weight_only(cpu: &Cpu, w: Weight<'_>, x: &[f32], y: &mut [f32], shape: Sh
         (Isa::Avx512Vnni(vnni), Some(x)) => {
             avx2::weight_only(vnni.avx512().avx2(), cpu, rows, &x, y);
         }
-        _ => exact_f32::linear(cpu, x, y, shape, |n, row| rows.dequantize(n, row)),
+        _ => exact_f32::linear(cpu, x, y, shape, |n, row| {
+            rows.dequantize(n, 0..k, row);
+            1.0
+        }),
     }
 }
 
@@ -137,6 +139,13 @@ impl Floats<'_> {
         match self {
             Floats::F32(v) => v.len(),
             Floats::Bf16(v) => v.len(),
+        }
+    }
+
+    fn get(&self, at: usize) -> f32 {
+        match self {
+            Floats::F32(v) => v[at],
+            Floats::Bf16(v) => v[at].to_f32(),
         }
     }
 
@@ -180,32 +189,8 @@ impl Rows<'_> {
         (scale, zero)
     }
 
-    /// Row `n` in f32; the factor of its sums is 1.
-    fn dequantize(&self, n: usize, row: &mut [f32]) -> f32 {
-        let g = self.w.group_size;
-        let (scale, zero) = self.params(n);
-        let groups = row.chunks_exact_mut(g).zip(self.codes(n).chunks_exact(g / 2));
-        for ((row, codes), (scale, zero)) in groups.zip(scale.iter().zip(&zero)) {
-            for (pair, &byte) in row.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
-                *pair = nibbles(byte).map(|q| (f32::from(q) - 8.0) * scale + zero);
-            }
-        }
-        1.0
-    }
-}
-
-impl Floats<'_> {
-    fn get(&self, at: usize) -> f32 {
-        match self {
-            Floats::F32(v) => v[at],
-            Floats::Bf16(v) => v[at].to_f32(),
-        }
-    }
-}
-
-impl Rows<'_> {
     /// Columns `k` of row `n` in f32, to the start of `part`. `k.start` is even.
-    fn dequantize_part(&self, n: usize, k: Range<usize>, part: &mut [f32]) {
+    fn dequantize(&self, n: usize, k: Range<usize>, part: &mut [f32]) {
         let g = self.w.group_size;
         let codes = self.codes(n);
         let mut at = k.start;
