@@ -100,6 +100,7 @@ fn parts(from: &Checkpoint) -> Parts<'_> {
         vectors.push((format!("{layer}.post_attention_layernorm.weight"), h));
     }
     Parts {
+        name: "little",
         config: c,
         weights: modules
             .into_iter()

@@ -10,8 +10,9 @@ use crate::error::{Error, Result};
 use crate::io::files;
 use crate::model::Linear;
 use crate::quantization::{
-    Int4WeightOnlyConfig, Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig,
-    QuantizeOptions, QuantizeReport, Recipe, config_from_dict, is_linear, quantize_with,
+    GgufBlockConfig, Int4WeightOnlyConfig, Int8DynamicActivationInt8WeightConfig,
+    Int8WeightOnlyConfig, QuantizeOptions, QuantizeReport, Recipe, config_from_dict, is_linear,
+    quantize_with,
 };
 use crate::session::Session;
 use crate::table::number;
@@ -39,6 +40,8 @@ pub(super) struct Quantize {
 
 #[derive(Debug, clap::Subcommand)]
 enum Workflow {
+    /// The blocks of llama.cpp's GGUF files, 2 to 8 bits a weight
+    Gguf(GgufBlockConfig),
     /// 4-bit weights in groups, activations as they are
     Int4WeightOnly(Int4WeightOnlyConfig),
     /// 8-bit weights, activations as they are
@@ -50,6 +53,7 @@ enum Workflow {
 impl Workflow {
     fn recipe(self) -> Arc<dyn Recipe> {
         match self {
+            Workflow::Gguf(config) => Arc::new(config),
             Workflow::Int4WeightOnly(config) => Arc::new(config),
             Workflow::Int8WeightOnly(config) => Arc::new(config),
             Workflow::Int8DynamicActivationInt8Weight(config) => Arc::new(config),
@@ -77,6 +81,11 @@ impl Command for Quantize {
             line: "quantize tiny int8-dynamic-activation-int8-weight --act-mapping-type asymmetric",
             about: "8-bit activations too, on integer kernels",
             expect: "int8-dynamic-activation-int8-weight in 43 linear layers",
+        },
+        Example {
+            line: "quantize tiny gguf --type Q4_K",
+            about: "llama.cpp's blocks; `save NAME.gguf` makes a file for it",
+            expect: "Q4_K in 43 linear layers",
         },
         Example {
             line: "quantize tiny int4-weight-only --group-size 64 --filter 'mlp\\.'",
@@ -157,6 +166,9 @@ pub(super) fn words_of(value_name: &str) -> &'static [&'static str] {
         "MAPPING" => &["symmetric", "asymmetric"],
         "FORMAT" => &["plain", "tile-packed-to-4d"],
         "ALGORITHM" => &["tinygemm"],
+        "BLOCK_TYPE" => {
+            &["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
+        }
         _ => &[],
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{Command, Example, Group, Output};
 use crate::error::{Error, Result};
 use crate::io::{self, files};
+use crate::model::Model;
 use crate::plot::{Figure, PlotConfig, figure};
 use crate::session::Session;
 use crate::table::Table;
@@ -13,7 +14,8 @@ use crate::value::{Kind, Value};
 /// Save a model as a folder, a table, or the session as a script.
 ///
 /// The name says what: DIR is the model in Hugging Face's layout, quantized weights in their packed form, which
-/// `load DIR` reads back bit for bit; NAME.csv, .json, .md or .html is the table; NAME.svg or .png is the
+/// `load DIR` reads back bit for bit; NAME.gguf is the model for llama.cpp, if its weights are floats or `quantize gguf` made
+/// them; NAME.csv, .json, .md or .html is the table; NAME.svg or .png is the
 /// figure; NAME.txt is any of them as text; NAME.ao is
 /// what was done in this session, as a script that does it again. At the start of a line the latest model, table
 /// or figure is taken. Files appear under their name only when they are complete.
@@ -38,6 +40,11 @@ impl Command for Save {
             line: "load tiny | save copy; load copy | size",
             about: "a model as a folder, and back",
             expect: "Size of copy",
+        },
+        Example {
+            line: "quantize tiny gguf --type Q8_0 | save tiny.gguf; load tiny.gguf | size",
+            about: "a file for llama.cpp",
+            expect: "Q8_0",
         },
         Example {
             line: "load tiny | size | save sizes.csv",
@@ -94,6 +101,10 @@ impl Command for Save {
                 path,
                 latest(&[Kind::Table, Kind::Figure, Kind::Text])?.to_text(None, false).as_bytes(),
             )?,
+            "gguf" => {
+                let model = latest(&[Kind::Model])?.into_model()?;
+                with_parts(&model, |parts| io::gguf::write(parts, path))?;
+            }
             _ => save_model(path, &latest(&[Kind::Model])?.into_model()?, self.overwrite)?,
         }
         session.note(&format!("saved {}", path.display()));
@@ -116,7 +127,7 @@ fn endings(kind: Kind) -> &'static str {
         Kind::Table => "a table goes into NAME.csv, .json, .md, .html or .txt",
         Kind::Figure => "a figure goes into NAME.svg or .png",
         Kind::Text => "a text goes into NAME.txt",
-        _ => "a model goes into a folder, whose name has none of these endings",
+        _ => "a model goes into NAME.gguf or a folder, whose name has none of these endings",
     }
 }
 
@@ -136,14 +147,17 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     files::write_atomically(path, |out| out.write_all(bytes))
 }
 
-fn save_model(path: &Path, model: &crate::model::Model, overwrite: bool) -> Result<()> {
+fn save_model(path: &Path, model: &Model, overwrite: bool) -> Result<()> {
+    with_parts(model, |parts| io::save(parts, path, overwrite))
+}
+
+fn with_parts<T>(model: &Model, write: impl FnOnce(&io::Parts<'_>) -> T) -> T {
     let mut weights = vec![("model.embed_tokens".to_owned(), model.embed_tokens.clone())];
     let mut vectors: Vec<_> = model.vectors();
     for (name, linear) in model.linears() {
         vectors.extend(linear.bias.map(|bias| (format!("{name}.bias"), bias)));
         weights.push((name, linear.weight));
     }
-    let parts =
-        io::Parts { config: &model.config, weights, vectors, tokenizer: model.tokenizer.as_ref() };
-    io::save(&parts, path, overwrite)
+    let (name, config, tokenizer) = (&model.name, &model.config, model.tokenizer.as_ref());
+    write(&io::Parts { name, config, weights, vectors, tokenizer })
 }

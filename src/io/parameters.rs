@@ -9,7 +9,7 @@ use serde_json::{Map, Value as Json};
 use super::ReadWeight;
 use super::safetensors::SafetensorsFile;
 use crate::error::{Context, Error, Result, did_you_mean};
-use crate::model::{BlockWeight, DenseWeight, ParameterSource, Weight};
+use crate::model::{DenseWeight, ParameterSource, Weight};
 use crate::tensor::{DType, Tensor};
 
 /// The tensors of one or more files, and what config.json says of the quantized ones.
@@ -63,20 +63,6 @@ impl SafetensorsParameters {
         Error::file(path, format!("there is no tensor {name}, which config.json asks for{hint}"))
     }
 
-    /// The blocks of GGUF files are read here, every other format by who knows it.
-    fn quantized_weight(
-        &self,
-        meta: &Json,
-        module: &str,
-        shape: (usize, usize),
-    ) -> Result<Arc<dyn Weight>> {
-        let tensors = self.tensors_of(module)?;
-        match BlockWeight::read(meta, &tensors, shape) {
-            Some(weight) => weight,
-            None => (self.read_weight)(meta, tensors, shape),
-        }
-    }
-
     /// The tensors of a quantized module, by the names that its weight gave them.
     fn tensors_of(&self, module: &str) -> Result<Vec<(String, Tensor)>> {
         let prefix = format!("{module}.");
@@ -92,7 +78,10 @@ impl SafetensorsParameters {
 impl ParameterSource for SafetensorsParameters {
     fn weight(&self, module: &str, shape: (usize, usize)) -> Result<Arc<dyn Weight>> {
         let weight = match self.quantized.get(module) {
-            Some(meta) => self.quantized_weight(meta, module, shape).within(module)?,
+            Some(meta) => {
+                let tensors = self.tensors_of(module)?;
+                (self.read_weight)(meta, tensors, shape).within(module)?
+            }
             None => {
                 DenseWeight::shared(self.tensor(&format!("{module}.weight"))?).within(module)?
             }

@@ -17,6 +17,8 @@ use crate::tensor::Tensor;
 /// What a model consists of.
 #[derive(Debug)]
 pub struct Parts<'a> {
+    /// What it is called.
+    pub name: &'a str,
     /// Its shape; `quantization_config` is made anew from the weights.
     pub config: &'a ModelConfig,
     /// The linear layers and the embedding, by the names of their modules.

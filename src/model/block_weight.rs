@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use aolab_kernels::ggml::linear::{self, Panels};
 use aolab_kernels::ggml::{self, BlockType};
@@ -12,9 +12,6 @@ use serde_json::{Value as Json, json};
 use super::{Weight, check_linear};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
-
-/// The `_type` under which a saved model says that a weight is one of these.
-const TYPE: &str = "GgufBlockWeight";
 
 /// A weight `(N, K)` as rows of llama.cpp's blocks, which stay as they lie in the mapped file.
 ///
@@ -29,6 +26,9 @@ pub struct BlockWeight {
 }
 
 impl BlockWeight {
+    /// The `_type` under which a saved model says that a weight is one of these.
+    pub const TYPE: &'static str = "GgufBlockWeight";
+
     /// A weight of rows of `k` numbers each from their blocks `(N, bytes of a row)` u8.
     pub fn new(block_type: BlockType, k: usize, blocks: Tensor) -> Result<BlockWeight> {
         let (n, row) = blocks.dims2()?;
@@ -45,39 +45,6 @@ impl BlockWeight {
             )));
         }
         Ok(BlockWeight { block_type, k, blocks, panels: OnceLock::new() })
-    }
-
-    /// Reads a weight back that was saved by its [`Weight::meta`] and [`Weight::tensors`]; `None` if
-    /// `meta` speaks of another format.
-    pub fn read(
-        meta: &Json,
-        tensors: &[(String, Tensor)],
-        shape: (usize, usize),
-    ) -> Option<Result<Arc<dyn Weight>>> {
-        if meta.get("_type").and_then(Json::as_str) != Some(TYPE) {
-            return None;
-        }
-        Some(BlockWeight::from_saved(meta, tensors, shape))
-    }
-
-    fn from_saved(
-        meta: &Json,
-        tensors: &[(String, Tensor)],
-        (n, k): (usize, usize),
-    ) -> Result<Arc<dyn Weight>> {
-        let name = meta.get("block_type").and_then(Json::as_str).unwrap_or_default();
-        let block_type = BlockType::from_name(name).ok_or_else(|| {
-            Error::invalid(format!("block_type {name:?} is unknown; wanted Q4_0, Q4_1, Q8_0 …"))
-        })?;
-        let blocks = tensors.iter().find(|(name, _)| name == "blocks");
-        let (_, blocks) = blocks
-            .ok_or_else(|| Error::invalid("a weight in blocks wants a tensor called blocks"))?;
-        let weight = BlockWeight::new(block_type, k, blocks.clone())?;
-        if weight.shape() != (n, k) {
-            let got = weight.shape();
-            return Err(Error::invalid(format!("the blocks hold {got:?}; wanted {:?}", (n, k))));
-        }
-        Ok(Arc::new(weight))
     }
 
     /// The format of the blocks.
@@ -134,7 +101,8 @@ impl Weight for BlockWeight {
     }
 
     fn meta(&self) -> Json {
-        json!({ "_type": TYPE, "block_type": self.block_type.name() })
+        let data = json!({ "block_type": self.block_type.name() });
+        json!({ "_type": BlockWeight::TYPE, "_version": 1, "_data": data })
     }
 
     fn linear(&self, cpu: &Cpu, x: &[f32], m: usize, y: &mut [f32]) -> Result<()> {

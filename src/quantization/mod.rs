@@ -5,6 +5,7 @@
 
 pub mod config;
 mod fqn;
+pub mod gguf;
 pub mod int4_weight_only;
 pub mod int8_dynamic;
 pub mod int8_weight_only;
@@ -20,6 +21,7 @@ use serde_json::Value as Json;
 
 pub use config::{config_from_dict, config_to_dict};
 pub use fqn::FqnToConfig;
+pub use gguf::{GgufBlockConfig, GgufType};
 pub use int4_weight_only::Int4WeightOnlyConfig;
 pub use int8_dynamic::Int8DynamicActivationInt8WeightConfig;
 pub use int8_weight_only::Int8WeightOnlyConfig;

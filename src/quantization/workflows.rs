@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::config::Typed;
 use super::stored::Stored;
-use super::{Recipe, int4_weight_only, int8_dynamic, int8_weight_only};
+use super::{Recipe, gguf, int4_weight_only, int8_dynamic, int8_weight_only};
 use crate::error::Result;
 use crate::model::Weight;
 use crate::table::Table;
@@ -29,8 +29,12 @@ pub struct Workflow {
 }
 
 /// Every workflow.
-pub const WORKFLOWS: [Workflow; 3] =
-    [int4_weight_only::WORKFLOW, int8_dynamic::WORKFLOW, int8_weight_only::WORKFLOW];
+pub const WORKFLOWS: &[Workflow] = &[
+    gguf::WORKFLOW,
+    int4_weight_only::WORKFLOW,
+    int8_dynamic::WORKFLOW,
+    int8_weight_only::WORKFLOW,
+];
 
 /// The workflows as a table, as the README shows them.
 pub fn support_table() -> Result<Table> {

@@ -1,6 +1,6 @@
 //! The block formats of llama.cpp's GGUF files.
 //!
-//! [`BlockType`] names a format, [`dequantize`] defines it, [`quantize`] writes the simple ones, and
+//! [`BlockType`] names a format, [`dequantize`] defines it, [`quantize`] and [`quantize_weighted`] write them, and
 //! [`linear`] multiplies by weights in every one of them.
 
 mod block_type;
@@ -13,4 +13,4 @@ mod tests;
 
 pub use block_type::BlockType;
 pub use dequantize::dequantize;
-pub use quantize::{QUANTIZABLE, quantize};
+pub use quantize::{quantize, quantize_weighted};

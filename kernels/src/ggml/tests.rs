@@ -259,12 +259,18 @@ fn quantizers_stay_within_their_error() {
 
 #[test]
 fn zeros_stay_zeros() {
-    for ty in QUANTIZABLE {
-        let mut blocks = vec![0xff; 32 / ty.block_len() * ty.block_bytes()];
-        let mut y = [f32::NAN; 32];
-        quantize(ty, &[0.0; 32], &mut blocks);
-        dequantize(ty, &blocks, &mut y);
-        assert_eq!(y, [0.0; 32], "{}", ty.name());
+    for ty in BlockType::ALL {
+        let mut blocks = vec![0xff; 256 / ty.block_len() * ty.block_bytes()];
+        for weighted in [false, true] {
+            let mut y = [f32::NAN; 256];
+            if weighted {
+                quantize_weighted(ty, &[0.0; 256], &[1.0; 256], &mut blocks);
+            } else {
+                quantize(ty, &[0.0; 256], &mut blocks);
+            }
+            dequantize(ty, &blocks, &mut y);
+            assert_eq!(y, [0.0; 256], "{} {weighted}", ty.name());
+        }
     }
 }
 
@@ -289,7 +295,7 @@ fn a_block_too_few() {
 }
 
 #[test]
-#[should_panic(expected = "no reference quantizer")]
-fn a_type_without_quantizer() {
-    quantize(BlockType::Q6K, &[0.0; 256], &mut [0; 210]);
+#[should_panic(expected = "rows are as long as importance")]
+fn importance_of_another_length() {
+    quantize_weighted(BlockType::Q4_0, &[0.0; 64], &[1.0; 48], &mut [0; 36]);
 }

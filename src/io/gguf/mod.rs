@@ -1,4 +1,4 @@
-//! GGUF files of llama.cpp, version 2 and 3: metadata, tokenizer and weights in their own blocks.
+//! GGUF files of llama.cpp, version 2 and 3: metadata, tokenizer and weights in their own blocks, read and written.
 //!
 //! Everything is named and ordered as Hugging Face has it once it is read: the names of modules, and the
 //! rows of the query and key projections, which files of the llama architecture hold in another order.
@@ -9,6 +9,9 @@ mod parameters;
 mod reader;
 mod tokenizer;
 mod value;
+mod write;
+mod write_head;
+mod write_tokenizer;
 
 use std::path::Path;
 
@@ -16,6 +19,8 @@ use self::parameters::GgufParameters;
 use self::reader::GgufFile;
 use super::Checkpoint;
 use crate::error::{Context, Result};
+
+pub use self::write::write;
 
 /// Opens a GGUF file.
 pub fn open(path: &Path) -> Result<Checkpoint> {

@@ -120,8 +120,21 @@ fn unpair(rows: &[u8], row: usize, heads: usize, n: usize) -> Vec<u8> {
     out
 }
 
+/// The inverse of [`unpair`].
+pub(super) fn pair(rows: &[u8], row: usize, heads: usize, n: usize) -> Vec<u8> {
+    let d = n / heads;
+    let mut out = Vec::with_capacity(rows.len());
+    for head in rows.chunks_exact(d * row) {
+        for to in 0..d {
+            let (i, j) = (to / 2, to % 2);
+            out.extend_from_slice(&head[(j * (d / 2) + i) * row..][..row]);
+        }
+    }
+    out
+}
+
 /// The name in a GGUF file of the tensor that Hugging Face calls `name`.
-fn gguf_name(name: &str) -> Option<String> {
+pub(super) fn gguf_name(name: &str) -> Option<String> {
     match name {
         "model.embed_tokens.weight" => return Some("token_embd.weight".into()),
         "model.norm.weight" => return Some("output_norm.weight".into()),

@@ -14,7 +14,8 @@ use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 
 /// GPT-2's rule; each of the others says how its model cuts a text before merging.
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+pub(super) const GPT2: &str =
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
@@ -22,17 +23,20 @@ const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N
 const MAX_SPM_TOKEN: usize = 1024;
 
 /// The types of tokens in `tokenizer.ggml.token_type`.
-const UNKNOWN: i64 = 2;
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
+pub(super) const NORMAL: i32 = 1;
+pub(super) const UNKNOWN: i32 = 2;
+pub(super) const CONTROL: i32 = 3;
+pub(super) const USER_DEFINED: i32 = 4;
+pub(super) const UNUSED: i32 = 5;
+pub(super) const BYTE: i32 = 6;
 
 /// Builds the tokenizer, if the file has one.
 pub(super) fn read(file: &GgufFile) -> Result<Option<Tokenizer>> {
     let Some(tokens) = texts(file, "tokenizer.ggml.tokens")? else { return Ok(None) };
     let kinds = file.array("tokenizer.ggml.token_type", &INTEGERS, |cursor, kind| {
-        Ok(cursor.value(kind)?.as_u64().and_then(|id| i64::try_from(id).ok()).unwrap_or(0))
+        Ok(cursor.value(kind)?.as_u64().and_then(|id| i32::try_from(id).ok()).unwrap_or(0))
     })?;
-    let kinds = kinds.unwrap_or_else(|| vec![1; tokens.len()]);
+    let kinds = kinds.unwrap_or_else(|| vec![NORMAL; tokens.len()]);
     if kinds.len() != tokens.len() {
         return Err(file.wrong(format!("{} tokens but {} token types", tokens.len(), kinds.len())));
     }
@@ -101,7 +105,7 @@ fn vocabulary(tokens: &[String]) -> Map<String, Json> {
 }
 
 /// Control tokens are special; user-defined ones are only never split.
-fn added_tokens(tokens: &[String], kinds: &[i64]) -> Json {
+fn added_tokens(tokens: &[String], kinds: &[i32]) -> Json {
     let mut seen = HashMap::new();
     let entries = tokens.iter().zip(kinds).enumerate().filter(|(id, (token, kind))| {
         let first = *seen.entry(token.as_str()).or_insert(*id) == *id;
@@ -136,22 +140,35 @@ fn begin_with(bos: &str, tokens: &[String]) -> Json {
     })
 }
 
-/// The splitting rules of the `pre` that the metadata names, applied one after another.
+/// A way of cutting texts: llama.cpp's names for it, the rules applied one after another, and whether a word that is a
+/// token is taken as it is, without merging (Llama 3).
+struct Splitting(&'static [&'static str], &'static [&'static str], bool);
+
+const SPLITTINGS: [Splitting; 5] = [
+    Splitting(&["gpt-2", "gpt2", "olmo", "mpt"], &[GPT2], false),
+    Splitting(&["smollm", "starcoder", "command-r", "refact"], &[r"\p{N}", GPT2], false),
+    Splitting(&["llama-bpe", "llama3", "llama-v3"], &[LLAMA3], true),
+    Splitting(&["qwen2"], &[QWEN2], false),
+    Splitting(&["default"], &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"], false),
+];
+
+/// The splitting rules of the `pre` that the metadata names.
 fn rules(file: &GgufFile) -> Result<(&'static [&'static str], bool)> {
     let pre = file.text("tokenizer.ggml.pre")?.unwrap_or("default");
-    Ok(match pre {
-        "gpt-2" | "gpt2" | "olmo" | "mpt" => (&[GPT2], false),
-        "smollm" | "starcoder" | "command-r" | "refact" => (&[r"\p{N}", GPT2], false),
-        // Llama 3 takes a word that is a token as it is, without merging.
-        "llama3" | "llama-v3" | "llama-bpe" => (&[LLAMA3], true),
-        "qwen2" => (&[QWEN2], false),
-        "default" => (&[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"], false),
-        other => {
-            return Err(file.wrong(format!(
-                "tokenizer.ggml.pre {other:?} is not supported; wanted default, gpt-2, llama-bpe, qwen2 or smollm"
-            )));
-        }
+    let found = SPLITTINGS.iter().find(|Splitting(names, ..)| names.contains(&pre));
+    found.map(|Splitting(_, rules, ignores)| (*rules, *ignores)).ok_or_else(|| {
+        file.wrong(format!(
+            "tokenizer.ggml.pre {pre:?} is not supported; wanted default, gpt-2, llama-bpe, qwen2 or smollm"
+        ))
     })
+}
+
+/// llama.cpp's name for these rules.
+pub(super) fn pre_of(rules: &[String], ignores_merges: bool) -> Option<&'static str> {
+    let same = |Splitting(_, known, ignores): &&Splitting| {
+        known.iter().eq(rules.iter()) && *ignores == ignores_merges
+    };
+    SPLITTINGS.iter().find(same).map(|Splitting(names, ..)| names[0])
 }
 
 fn byte_level(file: &GgufFile, tokens: &[String]) -> Result<Map<String, Json>> {

@@ -1,7 +1,7 @@
 //! The arithmetic that every workflow is made of, bit for bit as torchao 0.18 does it.
 //!
 //! One routine, [`BlockGrid`], cuts a tensor into the blocks that share a scale, whatever the
-//! [`Granularity`]; everything below runs over its blocks (N02–N11, N13–N18).
+//! [`Granularity`]; everything below runs over its blocks (N02–N11, N13–N18, N22).
 //!
 //! # Rounding
 //!
@@ -23,6 +23,7 @@ mod affine;
 mod blocks;
 mod cast;
 mod float8;
+mod gguf;
 mod granularity;
 mod groupwise;
 mod int4_row;
@@ -37,6 +38,7 @@ pub use affine::{
 pub use blocks::BlockGrid;
 pub use cast::{CodeRange, IntType, promote};
 pub use float8::{Float8, choose_scale_float8};
+pub use gguf::{GgufQParams, choose_qparams_gguf, dequantize_gguf, quantize_gguf};
 pub use granularity::Granularity;
 pub use groupwise::{
     ZeroPointDomain, dynamically_quantize_per_channel, get_group_qparams_symmetric,
