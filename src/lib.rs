@@ -10,6 +10,7 @@
 //! quantization                     the workflows: one folder each, readable alone
 //! compare · eval · bench · generate · plot · table     what a result is and how it is shown
 //! model · data · io                Llama-family models; tokenizers, texts; safetensors, GGUF, folders
+//! autograd                         a tape over tensors: gradients
 //! tensor                           one owned tensor type, dtype known at run time
 //! aolab_kernels                    slices and shapes; all `unsafe` lives there
 //! ```
@@ -37,6 +38,7 @@
 //! ends print. `tests/tidy.rs` checks what a program can check.
 #![forbid(unsafe_code)]
 
+pub mod autograd;
 pub mod bench;
 pub mod command;
 pub mod compare;
@@ -54,6 +56,7 @@ pub mod session;
 pub mod summary;
 pub mod table;
 pub mod tensor;
+pub mod training;
 pub mod value;
 
 pub use aolab_kernels as kernels;

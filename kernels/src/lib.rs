@@ -15,9 +15,13 @@
 //! against the formula in f64, over `SHAPES`, with outputs filled with NaN before the call.
 
 pub mod activation;
+pub mod activation_backward;
+pub mod adam;
 pub mod attention;
+pub mod attention_training;
 mod block_int16;
 mod cost;
+pub mod cross_entropy;
 pub mod dense_linear;
 pub mod dtypes;
 pub mod embedding;
@@ -31,15 +35,19 @@ pub mod isa;
 mod lanes;
 pub mod logits;
 pub mod machine;
+pub mod matmul;
 pub mod mmap;
 pub mod norm;
+pub mod norm_backward;
 pub mod parallel;
+pub mod real;
 pub mod rope;
 mod rows;
 #[cfg(test)]
 mod sample;
 mod shape;
 pub mod softmax;
+pub mod stochastic_round;
 
 pub use cost::Cost;
 pub use isa::{Cpu, Isa};

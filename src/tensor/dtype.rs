@@ -74,6 +74,9 @@ pub trait Element: bytemuck::Pod + sealed::Sealed + Send + Sync {
     #[doc(hidden)]
     #[allow(private_interfaces, reason = "sealed: nobody outside can name or call it")]
     fn store(data: Vec<Self>) -> Storage;
+    #[doc(hidden)]
+    #[allow(private_interfaces, reason = "sealed: nobody outside can name or call it")]
+    fn take(storage: Storage) -> Vec<Self>;
 }
 
 macro_rules! elements {
@@ -84,6 +87,13 @@ macro_rules! elements {
             #[allow(private_interfaces, reason = "sealed: nobody outside can name or call it")]
             fn store(data: Vec<Self>) -> Storage {
                 Storage::$variant(data)
+            }
+            #[allow(private_interfaces, reason = "sealed: nobody outside can name or call it")]
+            fn take(storage: Storage) -> Vec<Self> {
+                match storage {
+                    Storage::$variant(data) => data,
+                    other => bytemuck::pod_collect_to_vec(other.bytes()),
+                }
             }
         }
     )+};

@@ -92,6 +92,15 @@ impl Tensor {
         })
     }
 
+    /// The elements as a vector: the tensor's own where nobody shares it, else a copy.
+    pub fn into_vec<T: Element>(self) -> Result<Vec<T>> {
+        self.as_slice::<T>()?;
+        match Arc::try_unwrap(self.data) {
+            Ok(storage) => Ok(T::take(storage)),
+            Err(shared) => Ok(bytemuck::pod_collect_to_vec(shared.bytes())),
+        }
+    }
+
     /// The (rows, columns) of a matrix.
     pub fn dims2(&self) -> Result<(usize, usize)> {
         match self.shape[..] {

@@ -137,7 +137,7 @@ fn times_sigmoid(x: f64, u: f64) -> f64 {
 }
 
 /// Numerical Recipes' Chebyshev fit in t = 1 / (1 + |z| / 2), the highest power first.
-const ERFC: [f64; 10] = [
+pub(crate) const ERFC: [f64; 10] = [
     0.170_872_77,
     -0.822_152_23,
     1.488_515_87,

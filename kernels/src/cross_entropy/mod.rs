@@ -1,0 +1,164 @@
+//! `loss[m] = log Σ_n exp(l[m, n]) − l[m, target[m]]`, and its gradient `exp(l[m, n] − lse[m]) − [n = target[m]]`.
+//! logits (M, N) f32 or f64, row-major · targets (M) → statistics (M) of (log Σ exp, loss), gradient (M, N).
+//! A target of [`IGNORE`] has loss and gradient 0.
+//! Error: |loss − f64 result| ≤ 2⁻²³ · (N / 16 + 8 + 4 · max |l|), |gradient − f64 result| ≤ 2⁻²² · (4 + N / 16 + 4 · max |l|).
+//! The f64 instance is the scalar oracle. Source: Goodfellow, Bengio and Courville 2016, §6.2.2.3.
+
+use crate::real::{LANES, Real, sum_of, wide};
+use crate::rows::over_rows;
+use crate::{Cost, Cpu, Isa};
+
+/// A target that is not counted: padding.
+pub const IGNORE: u32 = u32::MAX;
+
+/// (M, N) of tests and benches.
+pub const SHAPES: &[(usize, usize)] = &[(1, 1), (3, 7), (5, 16), (9, 130), (40, 4096)];
+
+/// Writes log Σ exp and the loss of every row.
+pub fn forward<T: Real>(cpu: &Cpu, logits: &[T], targets: &[u32], statistics: &mut [[T; 2]]) {
+    let n = columns(logits, targets);
+    assert_eq!(statistics.len(), targets.len(), "cross_entropy: one pair a row");
+    let isa = cpu.isa();
+    let rows = cpu.threads().share(targets.len(), 1);
+    cpu.threads().chunks_mut(statistics, rows, |part, statistics| {
+        wide(isa, || {
+            for (i, statistic) in statistics.iter_mut().enumerate() {
+                let row = part * rows + i;
+                *statistic = row_statistics(&logits[row * n..][..n], targets[row]);
+            }
+        });
+    });
+}
+
+/// Writes the gradient of `scale · Σ loss` for every logit.
+pub fn backward<T: Real>(
+    cpu: &Cpu,
+    logits: &[T],
+    targets: &[u32],
+    statistics: &[[T; 2]],
+    scale: T,
+    gradient: &mut [T],
+) {
+    let n = columns(logits, targets);
+    assert!(
+        gradient.len() == logits.len() && statistics.len() == targets.len(),
+        "cross_entropy: the gradient must be as long as the logits, with one pair a row"
+    );
+    let isa = cpu.isa();
+    over_rows(cpu, gradient, n.max(1), |first, gradient| {
+        for (i, gradient) in gradient.chunks_exact_mut(n).enumerate() {
+            let row = first + i;
+            if targets[row] == IGNORE {
+                gradient.fill(T::default());
+                continue;
+            }
+            let (logits, lse) = (&logits[row * n..][..n], statistics[row][0]);
+            wide(isa, || {
+                for (gradient, logit) in gradient.iter_mut().zip(logits) {
+                    *gradient = (*logit - lse).exp() * scale;
+                }
+            });
+            let at = targets[row] as usize;
+            gradient[at] = gradient[at] - scale;
+        }
+    });
+}
+
+/// What a forward and a backward call over `m` rows of `n` move and compute; an exp counts as one.
+pub fn cost(m: usize, n: usize) -> Cost {
+    Cost { bytes: 4 * (4 * m * n) as u64, flops: 7 * (m * n) as u64 }
+}
+
+/// The kernel that runs on `isa`.
+pub fn kernel_name(isa: Isa) -> String {
+    format!("any-cross-entropy-f32-{}", isa.name())
+}
+
+fn columns<T>(logits: &[T], targets: &[u32]) -> usize {
+    let n = logits.len().checked_div(targets.len()).unwrap_or(0);
+    assert_eq!(n * targets.len(), logits.len(), "cross_entropy: a target for each row of logits");
+    let known = |target: &u32| *target == IGNORE || (*target as usize) < n;
+    assert!(targets.iter().all(known), "cross_entropy: a target is beyond the {n} columns");
+    n
+}
+
+#[inline(always)]
+fn row_statistics<T: Real>(logits: &[T], target: u32) -> [T; 2] {
+    let mut largest = [logits[0]; LANES];
+    for chunk in logits.chunks(LANES) {
+        // `larger` keeps a NaN on its left, and a NaN on its right is found by the sum below.
+        largest.iter_mut().zip(chunk).for_each(|(most, x)| *most = most.larger(*x));
+    }
+    let max = largest.into_iter().fold(logits[0], |most, x| most.larger(x));
+    let sum = sum_of(logits.len(), |i| (logits[i] - max).exp());
+    let lse = max + sum.ln();
+    let loss = if target == IGNORE { T::default() } else { lse - logits[target as usize] };
+    [lse, loss]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::Sample;
+
+    fn run<T: Real>(cpu: &Cpu, logits: &[T], targets: &[u32]) -> (Vec<[T; 2]>, Vec<T>) {
+        let nan = T::of(f64::NAN);
+        let (mut statistics, mut gradient) =
+            (vec![[nan; 2]; targets.len()], vec![nan; logits.len()]);
+        forward(cpu, logits, targets, &mut statistics);
+        backward(cpu, logits, targets, &statistics, T::of(0.5), &mut gradient);
+        (statistics, gradient)
+    }
+
+    #[test]
+    fn f32_matches_f64_on_every_isa_and_thread_count() {
+        let mut sample = Sample(31);
+        for &(m, n) in SHAPES {
+            for scale in [0.0, 1.0, 40.0] {
+                let logits = sample.vec(m * n, scale);
+                let mut targets: Vec<u32> = (0..m).map(|_| sample.below(n)).collect();
+                targets[m / 2] = IGNORE;
+                let wide: Vec<f64> = logits.iter().map(|x| f64::from(*x)).collect();
+                let (exact, slope) = run(&Cpu::new(Some(1)), &wide, &targets);
+                let mut first = None;
+                for (isa, threads) in Isa::available().into_iter().flat_map(|i| [(i, 1), (i, 3)]) {
+                    let got = run(&Cpu::with_isa(isa, Some(threads)), &logits, &targets);
+                    let first = first.get_or_insert_with(|| got.clone());
+                    assert_eq!(*first, got, "{} with {threads} threads", isa.name());
+                }
+                let (statistics, gradient) = first.expect("a scalar run");
+                let size = n as f64 / 16.0 + 8.0 + 4.0 * f64::from(scale);
+                for (got, exact) in statistics.iter().zip(&exact) {
+                    let error = (f64::from(got[1]) - exact[1]).abs();
+                    assert!(error <= 2f64.powi(-23) * size, "{m} × {n} · {scale}: {error}");
+                }
+                for (got, exact) in gradient.iter().zip(&slope) {
+                    let error = (f64::from(*got) - exact).abs();
+                    assert!(error <= 2f64.powi(-22) * size, "{m} × {n} · {scale}: {error}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_f64_gradient_is_the_central_difference_and_nan_is_seen() {
+        let cpu = Cpu::new(Some(1));
+        let mut logits = vec![0.3, -1.0, 2.0, 0.1, 0.7, -0.4];
+        let targets = [2, 0];
+        let (_, slope) = run(&cpu, &logits, &targets);
+        for (i, slope) in slope.iter().enumerate() {
+            let mut at = |h: f64| {
+                logits[i] += h;
+                run(&cpu, &logits, &targets).0.iter().map(|s| s[1]).sum::<f64>() * 0.5
+            };
+            let difference = (at(1e-5) - at(-2e-5)) / 2e-5;
+            at(1e-5);
+            assert!((slope - difference).abs() < 1e-9, "{i}: {slope} {difference}");
+        }
+        for at in 0..40 {
+            let mut logits = [0.0_f32; 40];
+            logits[at] = f32::NAN;
+            assert!(run(&cpu, &logits, &[3]).0[0][1].is_nan(), "NaN at {at}");
+        }
+    }
+}
