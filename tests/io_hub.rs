@@ -1,185 +1,27 @@
 //! `hf:ORG/NAME`, against a hub on this machine that serves the built-in model.
 
+mod hub_support;
+
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use aolab::Error;
 use aolab::io::{self, HubConfig, LoadOptions};
-
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-
-/// How the hub answers.
-#[derive(Clone, Copy, PartialEq)]
-enum Manner {
-    Good,
-    /// Closes the connection in the middle of the weights.
-    BreaksOff,
-    /// The same, without having said how long they are.
-    BreaksOffSilently,
-    /// Names that would lead out of the cache.
-    EvilEtag,
-    EvilCommit,
-    /// An answer that is no HTTP.
-    Babbles,
-    NoPermission,
-    /// A redirection to nowhere.
-    RedirectsBadly,
-    /// The weights come in two shards.
-    Shards,
-}
-
-struct Hub {
-    listener: TcpListener,
-    manner: Manner,
-    stop: AtomicBool,
-    requests: Mutex<Vec<String>>,
-}
-
-impl Hub {
-    fn endpoint(&self) -> String {
-        format!("http://{}", self.listener.local_addr().expect("it is bound"))
-    }
-
-    /// Answers until told to stop; each connection carries one request.
-    fn serve(&self) {
-        for connection in self.listener.incoming() {
-            if self.stop.load(Ordering::SeqCst) {
-                return;
-            }
-            // A client that goes away in the middle is the client's affair.
-            let _ = connection.and_then(|stream| self.answer(stream));
-        }
-    }
-
-    fn answer(&self, mut stream: TcpStream) -> std::io::Result<()> {
-        let mut reader = BufReader::new(stream.try_clone()?);
-        let mut request = String::new();
-        reader.read_line(&mut request)?;
-        let mut range = None;
-        let mut allowed = false;
-        loop {
-            let mut line = String::new();
-            reader.read_line(&mut line)?;
-            let line = line.trim().to_lowercase();
-            if line.is_empty() {
-                break;
-            }
-            if let Some(bytes) = line.strip_prefix("range: bytes=") {
-                range = bytes
-                    .split_once('-')
-                    .map(|(a, b)| (a.parse().unwrap_or(0_usize), b.parse::<usize>().ok()));
-            }
-            allowed |= line == "authorization: bearer secret";
-        }
-        let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
-        self.requests.lock().expect("one thread").push(path.clone());
-        if self.manner == Manner::Babbles {
-            return stream.write_all(b"have you heard the news?\r\n\r\n");
-        }
-        if self.manner == Manner::NoPermission && !allowed {
-            return stream.write_all(
-                b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
-            );
-        }
-        if self.manner == Manner::RedirectsBadly {
-            return stream.write_all(b"HTTP/1.1 302 Found\r\nETag: x\r\nX-Repo-Commit: y\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
-        }
-        match self.file(&path) {
-            Some(body) => self.send(stream, &path, &body, range),
-            None => stream.write_all(
-                b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
-            ),
-        }
-    }
-
-    fn file(&self, path: &str) -> Option<Vec<u8>> {
-        let name = path
-            .strip_prefix("/lab/tiny/resolve/main/")
-            .or_else(|| path.strip_prefix("/lab/tiny/resolve/v1.0/"))?;
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/model/tiny");
-        let shards = self.manner == Manner::Shards;
-        match name {
-            "config.json" | "tokenizer.json" | "tokenizer_config.json" => {
-                fs::read(dir.join(name)).ok()
-            }
-            "model.safetensors" if !shards => fs::read(dir.join(name)).ok(),
-            "model.safetensors.index.json" if shards => {
-                Some(br#"{"weight_map": {"model.norm.weight": "only.safetensors"}}"#.to_vec())
-            }
-            "only.safetensors" if shards => fs::read(dir.join("model.safetensors")).ok(),
-            _ => None,
-        }
-    }
-
-    fn send(
-        &self,
-        mut stream: TcpStream,
-        path: &str,
-        body: &[u8],
-        range: Option<(usize, Option<usize>)>,
-    ) -> std::io::Result<()> {
-        let (start, end) = range.unwrap_or((0, None));
-        let end = end.map_or(body.len(), |end| (end + 1).min(body.len()));
-        let part = body.get(start..end).unwrap_or_default();
-        let etag = if self.manner == Manner::EvilEtag {
-            "../../../evil".into()
-        } else {
-            format!("{:016x}", fnv(path))
-        };
-        let commit = if self.manner == Manner::EvilCommit { "../../../../evil" } else { COMMIT };
-        let cut = part.len() > 1 && path.ends_with("model.safetensors");
-        let silent = self.manner == Manner::BreaksOffSilently && cut;
-        let length =
-            if silent { String::new() } else { format!("Content-Length: {}\r\n", part.len()) };
-        write!(
-            stream,
-            "HTTP/1.1 206 Partial Content\r\nETag: \"{etag}\"\r\nX-Repo-Commit: {commit}\r\n{length}Content-Range: bytes {start}-{}/{}\r\nConnection: close\r\n\r\n",
-            end.saturating_sub(1),
-            body.len()
-        )?;
-        let breaks = matches!(self.manner, Manner::BreaksOff | Manner::BreaksOffSilently) && cut;
-        stream.write_all(if breaks { &part[..part.len() / 3] } else { part })
-    }
-}
-
-/// A hash of a path, for its ETag.
-fn fnv(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
-}
-
-/// Runs `client` while a hub serves in the given manner; also gives what was asked for.
-fn with_hub<T>(manner: Manner, client: impl FnOnce(&str) -> T) -> (T, Vec<String>) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let hub = Hub { listener, manner, stop: AtomicBool::new(false), requests: Mutex::default() };
-    let result = std::thread::scope(|scope| {
-        scope.spawn(|| hub.serve());
-        let result =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| client(&hub.endpoint())));
-        hub.stop.store(true, Ordering::SeqCst);
-        // The last connection only wakes the server up.
-        let _ = TcpStream::connect(hub.listener.local_addr().expect("it is bound"))
-            .map(|mut s| s.read(&mut [0]));
-        result
-    });
-    (
-        result.expect("the client's assertions"),
-        hub.requests.into_inner().expect("the thread is gone"),
-    )
-}
+use hub_support::{AUTHORITY, COMMIT, Manner, with_hub, with_tls_hub};
 
 fn config(home: &Path, endpoint: &str, more: &[(&str, &str)]) -> HubConfig {
     let home = home.to_str().expect("UTF-8").to_owned();
-    HubConfig::from_env(|name| match name {
+    let mut config = HubConfig::from_env(|name| match name {
         "HF_HOME" => Some(home.clone()),
         "HF_ENDPOINT" => Some(endpoint.to_owned()),
         _ => more.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()),
-    })
+    });
+    config.retry_wait = Duration::from_millis(1);
+    config
 }
 
 fn load(source: &str, hub: HubConfig) -> aolab::Result<io::Checkpoint> {
@@ -210,12 +52,16 @@ fn a_model_is_downloaded_once_and_then_read_from_the_cache() {
             tiny.tokenizer.expect("one").encode("We", true).ok()
         );
     });
-    assert!(requests.iter().any(|path| path.ends_with("/model.safetensors")), "{requests:?}");
-    let snapshot = home.path().join("hub/models--lab--tiny/snapshots").join(COMMIT);
-    assert!(
-        snapshot.join("model.safetensors").is_file(),
-        "the layout that all of the hub's programs share"
-    );
+    assert!(requests.iter().any(|r| r.path.ends_with("/model.safetensors")), "{requests:?}");
+    // The layout that all of the hub's programs share.
+    let repo = home.path().join("hub/models--lab--tiny");
+    let linked = repo.join("snapshots").join(COMMIT).join("model.safetensors");
+    let target = fs::read_link(&linked).expect("a link");
+    assert!(target.starts_with("../../blobs"), "{target:?}");
+    assert!(linked.is_file());
+    assert_eq!(fs::read_to_string(repo.join("refs/main")).expect("a reference"), COMMIT);
+    assert!(home.path().join("hub/.locks/models--lab--tiny").is_dir());
+    assert!(left_over(home.path()).is_empty());
     // Nobody listens any more: the cache is enough, offline or not.
     for more in [&[][..], &[("HF_HUB_OFFLINE", "1")]] {
         load("hf:lab/tiny", config(home.path(), "http://127.0.0.1:9", more))
@@ -237,11 +83,8 @@ fn revisions_shards_and_tokens_reach_the_hub() {
             load("hf:lab/tiny@v1.0", config(home.path(), endpoint, &[])).expect("the hub has it");
         norm(&c)
     });
-    assert!(
-        requests.iter().all(|path| path.starts_with("/lab/tiny/resolve/v1.0/")),
-        "{requests:?}"
-    );
-    assert!(requests.iter().any(|path| path.ends_with("/only.safetensors")), "{requests:?}");
+    assert!(requests.iter().all(|r| r.path.starts_with("/lab/tiny/resolve/v1.0/")), "{requests:?}");
+    assert!(requests.iter().any(|r| r.path.ends_with("/only.safetensors")), "{requests:?}");
     let home = tempfile::tempdir().expect("a temporary folder");
     with_hub(Manner::NoPermission, |endpoint| {
         let error = load("hf:lab/tiny", config(home.path(), endpoint, &[]))
@@ -252,6 +95,16 @@ fn revisions_shards_and_tokens_reach_the_hub() {
         assert!(!format!("{secret:?}").contains("secret"), "a token is not for logs");
         load("hf:lab/tiny", secret).expect("the token is right");
     });
+    // A token that was kept by a login serves too; a wrong one is told apart from none.
+    let home = tempfile::tempdir().expect("a temporary folder");
+    with_hub(Manner::NoPermission, |endpoint| {
+        fs::write(home.path().join("token"), "wrong\n").expect("a file");
+        let error = load("hf:lab/tiny", config(home.path(), endpoint, &[]));
+        let error = error.expect_err("the wrong token").to_string();
+        assert!(error.contains("does not open it"), "{error}");
+        fs::write(home.path().join("token"), "secret\n").expect("a file");
+        load("hf:lab/tiny", config(home.path(), endpoint, &[])).expect("the token is right");
+    });
 }
 
 #[test]
@@ -259,12 +112,16 @@ fn what_goes_wrong_at_the_hub_is_told_and_leaves_no_model_behind() {
     for (manner, source, words) in [
         (Manner::Good, "hf:lab/none", "the hub has no config.json"),
         (Manner::Good, "hf:lab/tiny@none", "check the name and the revision"),
-        (Manner::BreaksOff, "hf:lab/tiny", "model.safetensors"),
-        (Manner::BreaksOffSilently, "hf:lab/tiny", "broke off"),
+        (Manner::BreaksOff, "hf:lab/tiny", "broke off"),
+        (Manner::HidesLength, "hf:lab/tiny", "no header content-length"),
+        (Manner::SendsMore, "hf:lab/tiny", "sends more"),
+        (Manner::EvilLength, "hf:lab/tiny", "is no number"),
         (Manner::EvilEtag, "hf:lab/tiny", "is no name"),
         (Manner::EvilCommit, "hf:lab/tiny", "is no name"),
-        (Manner::Babbles, "hf:lab/tiny", "hf:lab/tiny"),
-        (Manner::RedirectsBadly, "hf:lab/tiny", "hf:lab/tiny"),
+        (Manner::Babbles, "hf:lab/tiny", "5 times"),
+        (Manner::RedirectsBadly, "hf:lab/tiny", "x-linked-size"),
+        (Manner::RedirectsInCircles, "hf:lab/tiny", "in circles"),
+        (Manner::HasNoModel, "hf:lab/tiny", "has no model lab/tiny"),
     ] {
         let outer = tempfile::tempdir().expect("a temporary folder");
         let home = outer.path().join("a/b/c/home");
@@ -283,14 +140,127 @@ fn what_goes_wrong_at_the_hub_is_told_and_leaves_no_model_behind() {
     }
 }
 
-#[test]
-fn a_download_that_broke_off_is_resumed() {
+/// Files in the cache that are not whole.
+fn left_over(home: &Path) -> Vec<String> {
+    let blobs = fs::read_dir(home.join("hub/models--lab--tiny/blobs")).expect("a cache");
+    let names =
+        blobs.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.ends_with(".incomplete")).collect()
+}
+
+/// Loads the model in spite of the hub's manner; gives the requests for its weights.
+fn loads_well(manner: Manner, more: &[(&str, &str)]) -> Vec<hub_support::Request> {
     let home = tempfile::tempdir().expect("a temporary folder");
-    with_hub(Manner::BreaksOff, |endpoint| {
-        load("hf:lab/tiny", config(home.path(), endpoint, &[])).expect_err("it broke off");
+    let ((), requests) = with_hub(manner, |endpoint| {
+        let c = load("hf:lab/tiny", config(home.path(), endpoint, more)).expect("it comes");
+        let tiny = load("tiny", config(home.path(), endpoint, &[])).expect("the built-in model");
+        assert_eq!(norm(&c), norm(&tiny), "{manner:?}");
+        assert!(left_over(home.path()).is_empty(), "{manner:?}");
     });
-    with_hub(Manner::Good, |endpoint| {
+    let weights = |r: &hub_support::Request| r.path.ends_with("/model.safetensors");
+    requests.into_iter().filter(|r| r.method == "GET" && weights(r)).collect()
+}
+
+#[test]
+fn what_passes_is_tried_again_from_where_it_ended() {
+    let ranges = |requests: Vec<hub_support::Request>| -> Vec<_> {
+        requests.into_iter().map(|request| request.range.is_some()).collect()
+    };
+    assert_eq!(ranges(loads_well(Manner::BreaksOffOnce, &[])), [false, true]);
+    // A hub that begins again gives the same file, and not a third of it twice.
+    assert_eq!(ranges(loads_well(Manner::IgnoresRange, &[])), [false, true]);
+    assert_eq!(ranges(loads_well(Manner::BusyTwice, &[])), [false; 3]);
+}
+
+#[test]
+fn a_download_that_broke_off_is_resumed_by_the_next_run() {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let told = Arc::new(Mutex::new(Vec::new()));
+    with_hub(Manner::BreaksOff, |endpoint| {
+        let mut hub = config(home.path(), endpoint, &[]);
+        let heard = Arc::clone(&told);
+        hub.note = Some(Arc::new(move |words| heard.lock().expect("fine").push(words.to_owned())));
+        load("hf:lab/tiny", hub).expect_err("it broke off each time");
+    });
+    let told = told.lock().expect("fine").join("; ");
+    assert!(told.contains("broke off after") && told.contains("try 5 of 5"), "{told}");
+    assert_eq!(left_over(home.path()).len(), 1, "what came is kept");
+    let ((), requests) = with_hub(Manner::Good, |endpoint| {
         let c = load("hf:lab/tiny", config(home.path(), endpoint, &[])).expect("the rest comes");
+        let tiny = load("tiny", config(home.path(), endpoint, &[])).expect("the built-in model");
+        assert_eq!(norm(&c), norm(&tiny));
+    });
+    assert!(requests.iter().any(|r| r.range.is_some_and(|start| start > 1000)), "{requests:?}");
+    assert!(left_over(home.path()).is_empty());
+}
+
+#[test]
+fn redirections_are_followed_and_the_token_stays_at_the_hub() {
+    let secret = [("HF_TOKEN", "secret")];
+    let renamed = loads_well(Manner::WasRenamed, &secret);
+    assert!(renamed.iter().all(|r| r.authorization.is_some()), "the hub is still the hub");
+    let stored = loads_well(Manner::StoresElsewhere, &secret);
+    let (store, hub): (Vec<_>, Vec<_>) =
+        stored.into_iter().partition(|r| r.path.starts_with("/store/"));
+    assert!(hub.iter().all(|r| r.authorization.as_deref() == Some("Bearer secret")), "{hub:?}");
+    assert!(!store.is_empty() && store.iter().all(|r| r.host.starts_with("localhost:")));
+    assert!(store.iter().all(|r| r.authorization.is_none()), "{store:?}");
+}
+
+#[test]
+fn silence_has_an_end() {
+    for manner in [Manner::IsSilent, Manner::Stalls] {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        with_hub(manner, |endpoint| {
+            let mut hub = config(home.path(), endpoint, &[]);
+            hub.timeout = Duration::from_millis(300);
+            let begun = Instant::now();
+            let error = load("hf:lab/tiny", hub).expect_err("nothing comes").to_string();
+            assert!(error.contains("5 times"), "{manner:?}: {error}");
+            assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+        });
+    }
+    let seconds = |text| config(Path::new("/"), "http://x", &[("HF_HUB_DOWNLOAD_TIMEOUT", text)]);
+    assert_eq!(seconds("3").timeout, Duration::from_secs(3));
+    assert_eq!(seconds("no number").timeout, Duration::from_secs(10));
+}
+
+#[test]
+fn a_download_stops_when_it_is_told_to() {
+    for manner in [Manner::IsSilent, Manner::Stalls] {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        with_hub(manner, |endpoint| {
+            let stop = Arc::new(AtomicBool::new(false));
+            let mut hub = config(home.path(), endpoint, &[]);
+            hub.timeout = Duration::from_secs(60);
+            hub.cancel = Some(Arc::clone(&stop));
+            let begun = std::thread::scope(|scope| {
+                let loading = scope.spawn(|| load("hf:lab/tiny", hub).map(drop));
+                std::thread::sleep(Duration::from_millis(500));
+                stop.store(true, Ordering::Relaxed);
+                let begun = Instant::now();
+                let error = loading.join().expect("no panic").expect_err("it was stopped");
+                assert!(error.is_cancelled(), "{manner:?}: {error}");
+                begun
+            });
+            assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        });
+    }
+}
+
+#[test]
+fn https_trusts_who_it_is_told_to_trust_and_nobody_else() {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    with_tls_hub(|endpoint| {
+        let error = load("hf:lab/tiny", config(home.path(), endpoint, &[]))
+            .expect_err("an unknown authority")
+            .to_string();
+        assert!(error.contains("certificate") && error.contains("SSL_CERT_FILE"), "{error}");
+        let not_pem = config(home.path(), endpoint, &[("SSL_CERT_FILE", "Cargo.toml")]);
+        let error = load("hf:lab/tiny", not_pem).expect_err("no certificate").to_string();
+        assert!(error.contains("Cargo.toml") && error.contains("PEM"), "{error}");
+        let trusting = config(home.path(), endpoint, &[("SSL_CERT_FILE", AUTHORITY)]);
+        let c = load("hf:lab/tiny", trusting).expect("the authority is known");
         let tiny = load("tiny", config(home.path(), endpoint, &[])).expect("the built-in model");
         assert_eq!(norm(&c), norm(&tiny));
     });

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use serde_json::Value as Json;
 
 pub use self::hf::{open_builtin, open_file, open_folder};
-pub use self::hub::{DownloadProgress, HubConfig, fetch};
+pub use self::hub::{DownloadNote, DownloadProgress, HubConfig, fetch};
 pub use self::save::{Parts, save};
 use self::source::Source;
 use crate::data::Tokenizer;

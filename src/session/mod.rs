@@ -204,6 +204,9 @@ impl Session {
             hub.progress = Some(Arc::new(move |file, done, total| {
                 front.progress(file, count(done), count(total));
             }));
+            let front = Arc::clone(&self.front);
+            hub.note = Some(Arc::new(move |words| front.note(words)));
+            hub.cancel = Some(Arc::clone(&self.cancel));
             hub
         });
         let model = crate::load_with(source, &options);
