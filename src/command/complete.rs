@@ -7,6 +7,7 @@ use super::entry::Entry;
 use super::{COMMANDS, find, quantize};
 use crate::io::BUILTIN_MODELS;
 use crate::language::{Token, TokenKind, lex, quote};
+use crate::plot::PlotKind;
 use crate::session::Session;
 use crate::value::{Kind, Value};
 
@@ -15,10 +16,12 @@ use crate::value::{Kind, Value};
 pub struct Names {
     variables: Vec<(String, Kind)>,
     layers: Vec<String>,
+    columns: Vec<String>,
 }
 
 impl Names {
-    /// The names of `session` as it is now: variables, and the linear layers of its latest model.
+    /// The names of `session` as it is now: variables, the linear layers of its latest model, the
+    /// columns of its latest table.
     pub fn of(session: &Session) -> Names {
         let variables = session.variables().iter();
         let layers = match session.latest(&[Kind::Model]) {
@@ -27,7 +30,12 @@ impl Names {
             }
             _ => Vec::new(),
         };
-        Names { variables: variables.map(|(name, v)| (name.clone(), v.kind())).collect(), layers }
+        let columns = match session.latest(&[Kind::Table]) {
+            Some(Value::Table(table)) => table.columns().iter().map(|c| c.name.clone()).collect(),
+            _ => Vec::new(),
+        };
+        let variables = variables.map(|(name, v)| (name.clone(), v.kind())).collect();
+        Names { variables, layers, columns }
     }
 
     /// Whether there is a variable called `name`.
@@ -182,6 +190,8 @@ fn values_of(names: &Names, arg: &clap::Arg, typed: &str) -> Vec<String> {
             words
         }
         "LAYER" | "REGEX" => names.layers.clone(),
+        "COLUMN" => names.columns.clone(),
+        "KIND" => PlotKind::NAMES.iter().map(|(name, _)| (*name).to_owned()).collect(),
         "FILE" | "DIR" | "PATH" => paths(typed),
         "COMMAND" => COMMANDS.iter().map(|entry| entry.name.to_owned()).collect(),
         _ => quantize::words_of(name).iter().map(|word| (*word).to_owned()).collect(),
@@ -228,6 +238,7 @@ mod tests {
         let names = Names {
             variables: vec![("base".into(), Kind::Model), ("t".into(), Kind::Table)],
             layers: vec!["model.layers.0.mlp.up_proj".into(), "lm_head".into()],
+            columns: vec!["bytes".into()],
         };
         complete(&names, line, line.len()).words
     }
