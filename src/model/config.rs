@@ -49,8 +49,10 @@ pub struct ModelConfig {
     /// RMSNorm over each query and key head (Qwen3).
     pub qk_norm: bool,
     pub tie_word_embeddings: bool,
-    /// Attention sees at most this many positions back (Mistral).
+    /// Attention sees at most this many positions back, in the layers that `sliding_layers` names.
     pub sliding_window: Option<usize>,
+    /// Whether each layer has the window; empty where all have it (Mistral).
+    pub sliding_layers: Vec<bool>,
     pub bos_token_id: Option<u32>,
     /// Generation stops at any of these.
     pub eos_token_ids: Vec<u32>,
@@ -82,28 +84,38 @@ impl ModelConfig {
                 "config.json: hidden_act {act:?} is not supported; wanted silu"
             )));
         }
-        let hidden_size = dim(map, "hidden_size")?;
+        check_rotates_whole_heads(map)?;
+        let (hidden_size, layers) = (dim(map, "hidden_size")?, dim(map, "num_hidden_layers")?);
         let heads = dim(map, "num_attention_heads")?;
-        let attention_bias = flag(map, "attention_bias")?;
-        let use_window = flag(map, "use_sliding_window")?.unwrap_or(model_type == "mistral");
+        let attention_bias = flag(map, "attention_bias")?.unwrap_or(false);
+        let has_attention_bias = ["llama", "qwen3"].contains(&model_type.as_str());
+        let sliding_window = sliding_window(map, &model_type)?;
         let config = ModelConfig {
             vocab_size: dim(map, "vocab_size")?,
             hidden_size,
             intermediate_size: dim(map, "intermediate_size")?,
-            num_hidden_layers: dim(map, "num_hidden_layers")?,
+            num_hidden_layers: layers,
             num_attention_heads: heads,
             num_key_value_heads: optional_dim(map, "num_key_value_heads")?.unwrap_or(heads),
-            head_dim: optional_dim(map, "head_dim")?.unwrap_or(hidden_size / heads),
+            head_dim: optional_dim(map, "head_dim")?.unwrap_or(if model_type == "qwen3" {
+                128
+            } else {
+                hidden_size / heads
+            }),
             max_position_embeddings: optional_dim(map, "max_position_embeddings")?.unwrap_or(2048),
             rms_norm_eps: number(map, "rms_norm_eps")?.unwrap_or(1e-6) as f32,
             rope_theta: rope_parameter(map, "rope_theta")?.unwrap_or(10_000.0),
             rope_scaling: rope_scaling(map)?,
-            qkv_bias: attention_bias.unwrap_or(model_type == "qwen2"),
-            o_bias: attention_bias.unwrap_or(false) && model_type == "llama",
-            mlp_bias: flag(map, "mlp_bias")?.unwrap_or(false),
+            qkv_bias: model_type == "qwen2" || (has_attention_bias && attention_bias),
+            o_bias: has_attention_bias && attention_bias,
+            mlp_bias: model_type == "llama" && flag(map, "mlp_bias")?.unwrap_or(false),
             qk_norm: model_type == "qwen3",
             tie_word_embeddings: flag(map, "tie_word_embeddings")?.unwrap_or(false),
-            sliding_window: if use_window { optional_dim(map, "sliding_window")? } else { None },
+            sliding_layers: match sliding_window {
+                Some(_) => sliding_layers(map, &model_type, layers)?,
+                None => Vec::new(),
+            },
+            sliding_window,
             bos_token_id: token_ids(map, "bos_token_id")?.first().copied(),
             eos_token_ids: token_ids(map, "eos_token_id")?,
             model_type,
@@ -134,6 +146,11 @@ impl ModelConfig {
             return Err(Error::invalid(format!("rms_norm_eps is {got}; wanted 0 or more")));
         }
         Ok(())
+    }
+
+    /// How far back the attention of a layer sees, where that has a limit.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.sliding_window.filter(|_| self.sliding_layers.get(layer).copied().unwrap_or(true))
     }
 
     /// The inverse rotary frequencies, `head_dim / 2` of them, scaled as the config says.
@@ -216,6 +233,58 @@ fn token_ids(map: &Map<String, Json>, key: &str) -> Result<Vec<u32>> {
         None | Some(Json::Null) => Ok(Vec::new()),
         Some(Json::Array(ids)) => ids.iter().map(id).collect(),
         Some(value) => Ok(vec![id(value)?]),
+    }
+}
+
+/// The window of the attention: Mistral has one of 4096 unless its config says otherwise, Qwen has
+/// one where `use_sliding_window` says so, Llama has none.
+fn sliding_window(map: &Map<String, Json>, model_type: &str) -> Result<Option<usize>> {
+    const IF_NOT_SAID: usize = 4096; // transformers' default for Mistral and Qwen
+    let has_one = match model_type {
+        "mistral" => true,
+        "llama" => false,
+        _ => flag(map, "use_sliding_window")?.unwrap_or(false),
+    };
+    match map.get("sliding_window") {
+        _ if !has_one => Ok(None),
+        None => Ok(Some(IF_NOT_SAID)),
+        Some(_) => optional_dim(map, "sliding_window"),
+    }
+}
+
+/// Which layers have the window: Qwen keeps the first `max_window_layers` without, or names each.
+fn sliding_layers(map: &Map<String, Json>, model_type: &str, layers: usize) -> Result<Vec<bool>> {
+    let kind = |value: &Json| match value.as_str() {
+        Some("sliding_attention") => Ok(true),
+        Some("full_attention") => Ok(false),
+        _ => Err(wrong("layer_types", "full_attention or sliding_attention for each", value)),
+    };
+    match map.get("layer_types") {
+        Some(Json::Array(kinds)) if kinds.len() == layers => kinds.iter().map(kind).collect(),
+        Some(Json::Array(kinds)) => Err(Error::invalid(format!(
+            "config.json: layer_types names {} layers; wanted num_hidden_layers, {layers}",
+            kinds.len()
+        ))),
+        Some(other) if !other.is_null() => Err(wrong("layer_types", "a list", other)),
+        _ if model_type == "mistral" => Ok(Vec::new()),
+        _ => {
+            let full = match map.get("max_window_layers") {
+                Some(Json::Number(count)) if count.as_u64() == Some(0) => 0,
+                _ => optional_dim(map, "max_window_layers")?.unwrap_or(28),
+            };
+            Ok((0..layers).map(|layer| layer >= full).collect())
+        }
+    }
+}
+
+/// Some relatives rotate only a part of each head; computed as if it were the whole, they would
+/// give nonsense.
+fn check_rotates_whole_heads(map: &Map<String, Json>) -> Result<()> {
+    match rope_parameter(map, "partial_rotary_factor")? {
+        Some(part) if (part - 1.0).abs() > f64::EPSILON => Err(Error::invalid(format!(
+            "config.json: partial_rotary_factor is {part}; only whole heads are rotated, 1"
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -234,7 +234,7 @@ impl Block<'_> {
             head_dim: d,
             past,
             capacity: context.capacity,
-            window: config.sliding_window,
+            window: config.window(self.index),
             scale: softmax_scale(d),
         };
         attention::attention(self.cpu, &s.q, keys, values, &shape, &mut s.attended);
