@@ -13,8 +13,8 @@
 //! ```
 //!
 //! The steps: `data` reads the table into a `Chart` (and says what is wrong with it), `axis` places
-//! numbers; then either `terminal` writes characters, or `scene` lays out shapes, which `paint`
-//! hands to plotters as SVG or PNG.
+//! numbers; then either `terminal` writes characters, or `scene` lays out shapes, which `svg` writes
+//! down and `paint` hands to plotters for a PNG.
 
 mod axis;
 mod bins;
@@ -25,6 +25,7 @@ mod names;
 mod paint;
 mod palette;
 mod scene;
+mod svg;
 mod terminal;
 
 pub use terminal::sparkline;
@@ -175,7 +176,7 @@ impl Figure {
     /// The chart as one SVG document.
     pub fn to_svg(&self) -> Result<String> {
         let (width, height) = self.size();
-        paint::svg(&scene::layout(&self.chart, f64::from(width), f64::from(height))?)
+        Ok(svg::svg(&scene::layout(&self.chart, f64::from(width), f64::from(height))?))
     }
 
     /// The chart as a PNG file of this size in pixels.

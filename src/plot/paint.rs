@@ -1,6 +1,6 @@
-//! A scene as SVG and as PNG, through plotters.
+//! A scene as PNG, through plotters.
 
-use plotters::backend::{BitMapBackend, DrawingBackend, SVGBackend};
+use plotters::backend::{BitMapBackend, DrawingBackend};
 use plotters::coord::Shift;
 use plotters::drawing::{DrawingArea, IntoDrawingArea};
 use plotters::element::{Circle, PathElement, Rectangle};
@@ -14,16 +14,6 @@ use crate::error::{Error, Result};
 
 /// plotters' bitmaps have a text's middle a tenth of its size above the place asked for.
 const BITMAP_TEXT_DROP: f64 = 0.1;
-
-pub(super) fn svg(scene: &Scene) -> Result<String> {
-    let mut text = String::new();
-    {
-        let size = (pixels(scene.width), pixels(scene.height));
-        let root = SVGBackend::with_string(&mut text, size).into_drawing_area();
-        paint(scene, &root, 1.0, 0.0)?;
-    }
-    Ok(text)
-}
 
 /// Drawn three times as large and averaged, because plotters draws lines with hard edges.
 pub(super) fn png(scene: &Scene) -> Result<Vec<u8>> {

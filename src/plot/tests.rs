@@ -225,6 +225,13 @@ fn svg_escapes_names_and_png_has_the_size_asked_for() {
     let svg = figure.to_svg().unwrap();
     assert!(svg.contains("a &lt; b &amp; c") && svg.contains("&lt;script&gt;"), "{svg}");
     assert!(!svg.contains("<script>"));
+    // A viewer with another font keeps to the width that was laid out.
+    let texts: Vec<&str> = svg.lines().filter(|line| line.starts_with("<text")).collect();
+    assert!(texts.len() > 4 && texts.iter().all(|t| t.contains("textLength=\"")), "{svg}");
+    let mut odd = Table::new("bell \u{7} and \u{1b}[1m").column("m").column("v");
+    odd.push(["\u{0}".into(), 1.0.into()]).unwrap();
+    let odd = super::figure(&odd, &PlotConfig::default()).unwrap().to_svg().unwrap();
+    assert!(!odd.contains(|c: char| c.is_control() && c != '\n'), "XML has no control characters");
     let png = figure.to_png(321, 200).unwrap();
     let mut reader = png::Decoder::new(png.as_slice()).read_info().unwrap();
     let mut pixels = vec![0; reader.output_buffer_size()];
