@@ -314,6 +314,24 @@ fn each_layer_of_a_model_gets_its_own_configuration() {
 }
 
 #[test]
+fn patterns_that_no_layer_heeds_are_told() {
+    let config = by_group_size(&[
+        ("re:.*mlp.*", Some(32)),
+        ("re:model\\.layers\\.0\\.mlp\\.up_proj", Some(64)),
+        ("re:mlp", Some(64)),
+        ("re:.*self_attn.*", None),
+        ("_default", Some(128)),
+    ]);
+    let report = quantize_(&mut tiny(), &config, is_linear).expect("it fits");
+    let [shadowed, unmatched] = report.notes.as_slice() else { panic!("{:?}", report.notes) };
+    assert!(shadowed.contains("up_proj decides nothing"), "{shadowed}");
+    assert!(unmatched.contains("re:mlp matches no linear layer"), "{unmatched}");
+    assert!(unmatched.contains("re:.*mlp.*"), "{unmatched}");
+    let plain = quantize_(&mut tiny(), &Int4WeightOnlyConfig::default(), is_linear);
+    assert!(plain.expect("it fits").notes.is_empty());
+}
+
+#[test]
 fn every_workflow_is_listed_and_its_default_is_read_by_its_name() {
     for workflow in WORKFLOWS {
         let json = json!({"_type": workflow.config_type, "_version": 2, "_data": {}});

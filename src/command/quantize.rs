@@ -150,6 +150,9 @@ fn tell(session: &Session, report: &QuantizeReport, filter: Option<&Regex>) {
         number::bytes(before as u64),
         number::bytes(after as u64),
     ));
+    for note in &report.notes {
+        session.note(note);
+    }
     for layer in &report.layers {
         let chosen = filter.is_none_or(|regex| regex.is_match(&layer.fqn));
         if let Some(why) = layer.skipped.as_ref().filter(|_| chosen) {

@@ -6,8 +6,10 @@
 //! a configuration (`null`) leaves its layers alone.
 //!
 //! Unlike torchao 0.18, only the first pattern that matches is applied, a `null` for one parameter does not
-//! displace another, and an exact key that names no layer is an error, because it is a typing mistake.
+//! displace another, and an exact key that names no layer is an error, because it is a typing mistake. A
+//! pattern that matches no layer, or only layers that other keys decide about, is told.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
@@ -74,6 +76,29 @@ impl FqnToConfig {
 
     fn first_pattern(&self, name: &str) -> Option<usize> {
         self.patterns.iter().find(|(_, whole)| whole.is_match(name)).map(|(index, _)| *index)
+    }
+
+    /// The patterns that decide about none of these layers, each with the reason in words.
+    fn patterns_without_layers(&self, fqns: &[&str]) -> Vec<String> {
+        let keys = |fqn: &&str| self.entry(fqn).map(|(key, _)| key.to_owned());
+        let deciding: BTreeSet<String> = fqns.iter().filter_map(keys).collect();
+        let mut notes = Vec::new();
+        for (index, whole) in &self.patterns {
+            let Some((key, _)) = self.entries.get_index(*index) else { continue };
+            let matches =
+                |fqn: &&str| whole.is_match(fqn) || whole.is_match(&format!("{fqn}.weight"));
+            if !fqns.iter().any(matches) {
+                notes.push(format!(
+                    "{key} matches no linear layer (a pattern must match the whole name, as in re:.*{}.*)",
+                    key.trim_start_matches("re:").trim_matches(['.', '*'])
+                ));
+            } else if !deciding.contains(key) {
+                notes.push(format!(
+                    "{key} decides nothing: an earlier key decides about each layer that it matches"
+                ));
+            }
+        }
+        notes
     }
 
     pub(super) fn from_typed(typed: &Typed<'_>) -> Result<FqnToConfig> {
@@ -144,7 +169,7 @@ impl Recipe for FqnToConfig {
         }
     }
 
-    fn check_layers(&self, fqns: &[&str]) -> Result<()> {
+    fn check_layers(&self, fqns: &[&str]) -> Result<Vec<String>> {
         for key in self.entries.keys() {
             let module = key.strip_suffix(".weight").unwrap_or(key);
             let is_name = key != DEFAULT_KEY && !key.starts_with("re:");
@@ -155,6 +180,6 @@ impl Recipe for FqnToConfig {
                 return Err(Error::invalid(format!("{key}: no linear layer has this name{hint}")));
             }
         }
-        Ok(())
+        Ok(self.patterns_without_layers(fqns))
     }
 }

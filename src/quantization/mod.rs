@@ -55,9 +55,10 @@ pub trait Recipe: Send + Sync + std::fmt::Debug {
         Choice::Itself
     }
 
-    /// Refuses names of layers that the model, whose linear layers are `fqns`, does not have.
-    fn check_layers(&self, _fqns: &[&str]) -> Result<()> {
-        Ok(())
+    /// Refuses names of layers that the model, whose linear layers are `fqns`, does not have; gives in
+    /// words what a person may not have meant.
+    fn check_layers(&self, _fqns: &[&str]) -> Result<Vec<String>> {
+        Ok(Vec::new())
     }
 }
 

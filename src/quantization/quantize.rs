@@ -69,6 +69,8 @@ pub struct LayerReport {
 pub struct QuantizeReport {
     /// One for each linear layer of the model.
     pub layers: Vec<LayerReport>,
+    /// What the configuration says and no layer heeds, in words: a pattern that matches none.
+    pub notes: Vec<String>,
 }
 
 impl QuantizeReport {
@@ -120,10 +122,10 @@ pub fn quantize_with(
     filter: &dyn Fn(&str, &Linear) -> bool,
     mut options: QuantizeOptions<'_>,
 ) -> Result<QuantizeReport> {
-    let plan = plan(model, recipe, filter, options.skip_incompatible)?;
+    let (plan, notes) = plan(model, recipe, filter, options.skip_incompatible)?;
     let total = plan.iter().filter(|planned| matches!(planned.action, Action::Apply(_))).count();
     let mut done = 0;
-    let mut report = QuantizeReport::default();
+    let mut report = QuantizeReport { layers: Vec::new(), notes };
     for planned in plan {
         let Action::Apply(recipe) = planned.action else {
             report.layers.push(planned.left_alone());
@@ -165,16 +167,16 @@ impl Planned<'_> {
     }
 }
 
-/// What is to be done to each layer, or the first reason why it cannot be.
+/// What is to be done to each layer, or the first reason why it cannot be; and what to tell.
 fn plan<'a>(
     model: &Model,
     recipe: &'a dyn Recipe,
     filter: &dyn Fn(&str, &Linear) -> bool,
     skip_incompatible: bool,
-) -> Result<Vec<Planned<'a>>> {
+) -> Result<(Vec<Planned<'a>>, Vec<String>)> {
     let linears = model.linears();
     let fqns: Vec<&str> = linears.iter().map(|(fqn, _)| fqn.as_str()).collect();
-    recipe.check_layers(&fqns)?;
+    let notes = recipe.check_layers(&fqns)?;
     let plan_one = |(fqn, linear): &(String, Linear)| {
         let action = if filter(fqn, linear) {
             match recipe.choose(fqn) {
@@ -195,7 +197,8 @@ fn plan<'a>(
         };
         Ok(Planned { layer: as_it_is(fqn, linear), action })
     };
-    linears.iter().map(plan_one).collect()
+    let plan = linears.iter().map(plan_one).collect::<Result<_>>()?;
+    Ok((plan, notes))
 }
 
 fn as_it_is(fqn: &str, linear: &Linear) -> LayerReport {
