@@ -32,9 +32,18 @@ fn stderr(output: &Output) -> String {
 }
 
 /// What a person is likely to get wrong, the exit code, and what the program must say.
-const MISTAKES: [(&[&str], i32, &str); 25] = [
+const MISTAKES: [(&[&str], i32, &str); 34] = [
     (&["quantise", "tiny"], 2, "did you mean `quantize`?"),
     (&["xylophone"], 2, "`help` lists them"),
+    (&["eavl", "tiny"], 2, "did you mean `eval`?"),
+    (&[""], 2, "`help` lists them"),
+    (&["-c", "load tiny | eval perplexity --windows 0"], 2, "wanted 1 or more"),
+    (&["-c", "load tiny | generate We --temperature -1"], 1, "temperature is -1"),
+    (&["-c", "load tiny | bench prefill --tokens 99999999999"], 1, "512 positions"),
+    (&["-c", "load tiny | eval perplexity --context 99999999999"], 1, "512 positions"),
+    (&["bench", "linear", "--m", "0"], 2, "wanted 1 or more rows"),
+    (&["bench", "linear", "--m", "18446744073709551615"], 2, "at most 2³⁰ numbers"),
+    (&["load", "/dev/zero"], 1, "not a model"),
     (&["load", "tinny"], 1, "did you mean tiny?"),
     (&["load"], 2, "`load` also wants <MODEL>"),
     (&["size"], 2, "`load tiny` first, or `size tiny"),

@@ -61,7 +61,12 @@ pub(crate) fn main(
     if terminal.reader_left() {
         return ExitCode::SUCCESS;
     }
-    match result.and_then(|()| terminal.finish()) {
+    // Work that stopped because its output could not be written was not stopped by a person.
+    let result = match terminal.finish() {
+        Err(error) if result.as_ref().err().is_none_or(Error::is_cancelled) => Err(error),
+        _ => result,
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             terminal.error(&error);

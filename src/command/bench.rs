@@ -186,6 +186,14 @@ impl Cases {
         shapes: &[(usize, usize)],
         progress: crate::eval::Progress,
     ) -> Result<Table> {
+        for (m, (n, k)) in self.m.iter().flat_map(|m| shapes.iter().map(move |shape| (m, shape))) {
+            // 2³⁰ numbers are 4 GB in f32: more is a slip of the finger.
+            if !m.checked_mul(n + k).is_some_and(|all| (1..=1 << 30).contains(&all)) {
+                return Err(Error::usage(format!(
+                    "--m {m} with {n}x{k}: wanted 1 or more rows, and at most 2³⁰ numbers"
+                )));
+            }
+        }
         let read = machine::read_bandwidth(cpu, 0.5);
         let peak = machine::f32_peak(cpu, 0.5);
         let total = shapes.len() * self.format.len() * self.m.len();

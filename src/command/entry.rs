@@ -128,6 +128,7 @@ impl Entry {
             .no_binary_name(true)
             .disable_help_subcommand(true)
             .disable_version_flag(true)
+            .allow_negative_numbers(true)
             .color(clap::ColorChoice::Never)
             .term_width(100)
     }

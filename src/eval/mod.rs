@@ -13,7 +13,7 @@ pub use windows::{Convention, Window, cut};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Model;
 
 /// What to read and how to count.
@@ -42,15 +42,24 @@ fn windows_of(
     text: &str,
     config: &EvalConfig,
 ) -> Result<(Vec<Window>, usize, bool)> {
+    if config.windows == Some(0) {
+        return Err(Error::usage("0 windows hold no token to predict; wanted 1 or more"));
+    }
     let tokenizer = model.tokenizer()?;
     let limit = model.config.max_position_embeddings;
     let context = config.context.unwrap_or(512.min(limit));
+    if context > limit {
+        return Err(Error::invalid(format!(
+            "{} reads at most {limit} positions; {context} were asked for",
+            model.name
+        )));
+    }
     let ids = tokenizer.encode(text, false)?;
     // What the tokenizer itself puts in front of a text, which is what the model was trained with.
     let bos = tokenizer.encode("", true)?.first().copied();
     let mut windows = cut(&ids, bos, context, config.convention)?;
     let all = windows.len();
-    windows.truncate(config.windows.unwrap_or(usize::MAX).max(1));
+    windows.truncate(config.windows.unwrap_or(usize::MAX));
     let whole_text = windows.len() == all && bos.is_some();
     Ok((windows, context, whole_text))
 }

@@ -44,7 +44,23 @@ pub fn save(parts: &Parts<'_>, dir: &Path, overwrite: bool) -> Result<()> {
         // The first error is the one to report; that the rest may stay behind changes nothing in it.
         let _ = fs::remove_dir_all(&partial);
     }
-    written
+    written.map_err(|error| in_final_place(error, &partial, dir))
+}
+
+/// The error with the name that was asked for, instead of the temporary one.
+fn in_final_place(error: Error, partial: &Path, dir: &Path) -> Error {
+    match error {
+        Error::Io { path, source } => {
+            let inside = path.strip_prefix(partial).map(Path::to_path_buf);
+            let path = match inside {
+                Ok(name) if name.as_os_str().is_empty() => dir.to_path_buf(),
+                Ok(name) => dir.join(name),
+                Err(_) => path,
+            };
+            Error::Io { path, source }
+        }
+        other => other,
+    }
 }
 
 /// Only a folder that holds a model is replaced: a slip of the finger must not cost a home folder.

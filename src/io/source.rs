@@ -49,6 +49,9 @@ fn missing(source: &str, path: &Path) -> Error {
     if source.is_empty() {
         return Error::invalid(format!("no model was named; {WANTED}"));
     }
+    if path.symlink_metadata().is_ok() {
+        return Error::invalid(format!("{source}: a link that leads nowhere"));
+    }
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let siblings: Vec<String> = fs::read_dir(parent.unwrap_or(Path::new(".")))
         .into_iter()
