@@ -1,13 +1,32 @@
-//! Any bytes as a GGUF file: the model is built from it, or there is an error.
+//! Any bytes as a GGUF file: the model is built from it and runs, or there is an error.
 #![no_main]
 
-use std::io::Write;
+#[path = "damage.rs"]
+mod damage;
+#[path = "../../support/mod.rs"]
+mod support;
 
+use std::sync::LazyLock;
+
+use aolab::kernels::Cpu;
+use aolab::kernels::ggml::BlockType;
+use aolab::model::NoObserver;
 use libfuzzer_sys::fuzz_target;
+use support::model;
+
+static VALID: LazyLock<Vec<u8>> =
+    LazyLock::new(|| model::gguf("llama", &model::values(model::VOCAB, 21), BlockType::Q4_0).bytes());
 
 fuzz_target!(|bytes: &[u8]| {
-    let mut file = tempfile::Builder::new().suffix(".gguf").tempfile().expect("a temporary file");
-    file.write_all(bytes).expect("a small file");
-    let path = file.path().to_str().expect("UTF-8");
-    let _ = aolab::load(path);
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let path = dir.path().join("any.gguf");
+    std::fs::write(&path, damage::file_of(bytes, &VALID)).expect("a small file");
+    let Ok(model) = aolab::load(path.to_str().expect("UTF-8")) else { return };
+    if let Some(tokenizer) = &model.tokenizer
+        && let Ok(ids) = tokenizer.encode("hello </s> 12 naïve \u{1F680}", true)
+    {
+        let _ = tokenizer.decode(&ids);
+    }
+    let mut context = model.context(2);
+    let _ = model.forward(&Cpu::new(Some(1)), &[0, 1], &mut context, &mut NoObserver);
 });
