@@ -143,7 +143,7 @@ fn every_workflow_cites_its_ids_and_has_a_golden_test() {
             read(&folder.join("mod.rs")).lines().filter(|l| l.starts_with("//!")).collect();
         let cites = docs.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| {
             word.len() == 3
-                && "QNPMX".contains(&word[..1])
+                && "QNPMXR".contains(&word[..1])
                 && word[1..].chars().all(|c| c.is_ascii_digit())
         });
         if !cites {

@@ -34,11 +34,13 @@ pub mod isa;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
 pub mod logits;
+pub mod lut_linear;
 pub mod machine;
 pub mod matmul;
 pub mod mmap;
 pub mod norm;
 pub mod norm_backward;
+pub mod packed_linear;
 pub mod parallel;
 pub mod real;
 pub mod rope;

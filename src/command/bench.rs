@@ -10,7 +10,10 @@ use crate::error::{Context as _, Error, Result};
 use crate::kernels::{Cpu, machine};
 use crate::model::{DenseWeight, Weight};
 use crate::quantization::{
-    Int4WeightOnlyConfig, Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, Recipe,
+    BitNetConfig, CodeType, CodebookCoreMlWeightOnlyConfig, Granularity, GroupwiseLutWeightConfig,
+    Int4WeightOnlyConfig, Int8DynamicActivationInt8WeightConfig,
+    Int8DynamicActivationIntxWeightConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig,
+    NF4WeightOnlyConfig, Recipe,
 };
 use crate::rng::Rng;
 use crate::session::Session;
@@ -56,7 +59,7 @@ enum What {
         /// Formats, separated by commas
         #[arg(long, value_enum, value_delimiter = ',', default_values_t = Format::ALL)]
         format: Vec<Format>,
-        /// Group size of int4
+        /// Group size of int4 and intx
         #[arg(long, default_value_t = 128)]
         group_size: usize,
         /// Leave the caches warm between calls; otherwise 128 MB are streamed through them
@@ -81,15 +84,41 @@ enum Format {
     Int8WeightOnly,
     Int8Dynamic,
     Int4WeightOnly,
+    Intx1,
+    Intx2,
+    Intx3,
+    Intx4,
+    Intx5,
+    Intx6,
+    Intx7,
+    Intx8,
+    Int8DynamicIntx4,
+    Nf4,
+    Bitnet,
+    GroupwiseLut,
+    CodebookCoreml,
 }
 
 impl Format {
-    const ALL: [Format; 5] = [
+    const ALL: [Format; 18] = [
         Format::F32,
         Format::Bf16,
         Format::Int8WeightOnly,
         Format::Int8Dynamic,
         Format::Int4WeightOnly,
+        Format::Intx1,
+        Format::Intx2,
+        Format::Intx3,
+        Format::Intx4,
+        Format::Intx5,
+        Format::Intx6,
+        Format::Intx7,
+        Format::Intx8,
+        Format::Int8DynamicIntx4,
+        Format::Nf4,
+        Format::Bitnet,
+        Format::GroupwiseLut,
+        Format::CodebookCoreml,
     ];
 
     /// A random weight of this format.
@@ -101,7 +130,34 @@ impl Format {
             recipe.check((n, k))?;
             recipe.quantize(cpu, &DenseWeight::new(dense.clone())?)
         };
+        let intx = |bits| {
+            quantize(&IntxWeightOnlyConfig {
+                weight_dtype: CodeType::int(bits),
+                granularity: Granularity::PerGroup { group_size },
+                ..Default::default()
+            })
+        };
         match self {
+            Format::Intx1 => intx(1),
+            Format::Intx2 => intx(2),
+            Format::Intx3 => intx(3),
+            Format::Intx4 => intx(4),
+            Format::Intx5 => intx(5),
+            Format::Intx6 => intx(6),
+            Format::Intx7 => intx(7),
+            Format::Intx8 => intx(8),
+            Format::Int8DynamicIntx4 => quantize(&Int8DynamicActivationIntxWeightConfig {
+                weight_dtype: CodeType::int(4),
+                weight_granularity: Granularity::PerGroup { group_size },
+                ..Default::default()
+            }),
+            Format::Nf4 => quantize(&NF4WeightOnlyConfig::default()),
+            Format::Bitnet => quantize(&BitNetConfig::default()),
+            Format::GroupwiseLut => quantize(&GroupwiseLutWeightConfig::default()),
+            Format::CodebookCoreml => quantize(&CodebookCoreMlWeightOnlyConfig {
+                block_size: [-1, 128],
+                ..Default::default()
+            }),
             Format::F32 => DenseWeight::shared(dense.to_dtype(DType::F32)?),
             Format::Bf16 => DenseWeight::shared(dense),
             Format::Int8WeightOnly => quantize(&Int8WeightOnlyConfig::default()),

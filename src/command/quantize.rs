@@ -8,11 +8,15 @@ use regex::Regex;
 use super::{Command, Example, Group, Output};
 use crate::error::{Error, Result};
 use crate::io::files;
-use crate::model::Linear;
+use crate::model::{Linear, Model};
 use crate::quantization::{
-    GgufBlockConfig, Int4WeightOnlyConfig, Int8DynamicActivationInt8WeightConfig,
-    Int8WeightOnlyConfig, QuantizeOptions, QuantizeReport, Recipe, config_from_dict, is_linear,
-    quantize_with,
+    BitNetConfig, CodebookCoreMlWeightOnlyConfig, CodebookWeightOnlyConfig, EmbeddingQuantizer,
+    Float8DynamicActivationInt4WeightConfig, GgufBlockConfig, GroupwiseLutWeightConfig,
+    Int4DynamicActivationInt4WeightConfig, Int4WeightOnlyConfig,
+    Int8DynamicActivationInt4WeightConfig, Int8DynamicActivationInt8WeightConfig,
+    Int8DynamicActivationIntxWeightConfig, Int8LutConfig, Int8WeightOnlyConfig,
+    IntxWeightOnlyConfig, NF4WeightOnlyConfig, QuantizeOptions, QuantizeReport, Recipe,
+    TiedEmbeddingQuantizer, UIntXWeightOnlyConfig, config_from_dict, is_linear, quantize_with,
 };
 use crate::session::Session;
 use crate::table::number;
@@ -42,6 +46,38 @@ pub(super) struct Quantize {
 enum Workflow {
     /// The blocks of llama.cpp's GGUF files, 2 to 8 bits a weight
     Gguf(GgufBlockConfig),
+    /// Ternary weights with one scale, activations rounded to 8 bits
+    #[command(name = "bitnet")]
+    BitNet(BitNetConfig),
+    /// Codes of lookup tables for blocks of columns or rows, activations as they are
+    #[command(name = "codebook-coreml-weight-only")]
+    CodebookCoreMlWeightOnly(CodebookCoreMlWeightOnlyConfig),
+    /// Codes of one codebook found by k-means, activations as they are
+    CodebookWeightOnly(CodebookWeightOnlyConfig),
+    /// The embedding in 1 to 8 bits; the linear layers stay
+    Embedding(EmbeddingQuantizer),
+    /// The embedding and the output layer, one buffer, in 1 to 8 bits; the other layers stay
+    TiedEmbedding(TiedEmbeddingQuantizer),
+    /// Codes of lookup tables for groups of rows or columns, activations as they are
+    GroupwiseLutWeight(GroupwiseLutWeightConfig),
+    /// Weights of 1 to 4 bits as tables of int8 values, activations rounded to 8 bits
+    Int8Lut(Int8LutConfig),
+    /// 4-bit weights in groups of 128, activations rounded to float8
+    Float8DynamicActivationInt4Weight(Float8DynamicActivationInt4WeightConfig),
+    /// 4-bit weights, a scale a row, activations rounded to 4 bits
+    Int4DynamicActivationInt4Weight(Int4DynamicActivationInt4WeightConfig),
+    /// 4-bit weights in groups with zero points, activations rounded to 8 bits
+    Int8DynamicActivationInt4Weight(Int8DynamicActivationInt4WeightConfig),
+    /// Weights of 1 to 8 bits, activations rounded to 8 bits at every call
+    Int8DynamicActivationIntxWeight(Int8DynamicActivationIntxWeightConfig),
+    /// Weights of 1 to 8 bits, activations as they are
+    IntxWeightOnly(IntxWeightOnlyConfig),
+    /// 4-bit codes of normal quantiles with doubly quantized scales, activations as they are
+    #[command(name = "nf4-weight-only")]
+    Nf4WeightOnly(NF4WeightOnlyConfig),
+    /// Unsigned weights of 1 to 8 bits in groups with zero points, activations as they are
+    #[command(name = "uintx-weight-only")]
+    UIntXWeightOnly(UIntXWeightOnlyConfig),
     /// 4-bit weights in groups, activations as they are
     Int4WeightOnly(Int4WeightOnlyConfig),
     /// 8-bit weights, activations as they are
@@ -54,6 +90,20 @@ impl Workflow {
     fn recipe(self) -> Arc<dyn Recipe> {
         match self {
             Workflow::Gguf(config) => Arc::new(config),
+            Workflow::BitNet(config) => Arc::new(config),
+            Workflow::CodebookCoreMlWeightOnly(config) => Arc::new(config),
+            Workflow::CodebookWeightOnly(config) => Arc::new(config),
+            Workflow::Embedding(config) => Arc::new(config),
+            Workflow::TiedEmbedding(config) => Arc::new(config),
+            Workflow::GroupwiseLutWeight(config) => Arc::new(config),
+            Workflow::Int8Lut(config) => Arc::new(config),
+            Workflow::Float8DynamicActivationInt4Weight(config) => Arc::new(config),
+            Workflow::Int4DynamicActivationInt4Weight(config) => Arc::new(config),
+            Workflow::Int8DynamicActivationInt4Weight(config) => Arc::new(config),
+            Workflow::Int8DynamicActivationIntxWeight(config) => Arc::new(config),
+            Workflow::IntxWeightOnly(config) => Arc::new(config),
+            Workflow::Nf4WeightOnly(config) => Arc::new(config),
+            Workflow::UIntXWeightOnly(config) => Arc::new(config),
             Workflow::Int4WeightOnly(config) => Arc::new(config),
             Workflow::Int8WeightOnly(config) => Arc::new(config),
             Workflow::Int8DynamicActivationInt8Weight(config) => Arc::new(config),
@@ -88,6 +138,31 @@ impl Command for Quantize {
             expect: "Q4_K in 43 linear layers",
         },
         Example {
+            line: "quantize tiny intx-weight-only --weight-dtype int3 --granularity per-group:32",
+            about: "3 bits a weight; int1 to int8 all pack",
+            expect: "intx-weight-only in 43 linear layers",
+        },
+        Example {
+            line: "quantize tiny int8-dynamic-activation-intx-weight --weight-dtype int4",
+            about: "4-bit weights and 8-bit activations (8da4w)",
+            expect: "int8-dynamic-activation-intx-weight in 43 linear layers",
+        },
+        Example {
+            line: "quantize tiny nf4-weight-only",
+            about: "QLoRA's format: codes of normal quantiles, scales in 8 bits",
+            expect: "nf4-weight-only in 43 linear layers",
+        },
+        Example {
+            line: "quantize tiny groupwise-lut-weight --filter 'k_proj'",
+            about: "4-bit codes of tables, one for every two rows",
+            expect: "groupwise-lut-weight in 6 linear layers",
+        },
+        Example {
+            line: "quantize tiny embedding --weight-dtype int4 --granularity per-group:32",
+            about: "only the embedding",
+            expect: "tiny·embedding",
+        },
+        Example {
             line: "quantize tiny int4-weight-only --group-size 64 --filter 'mlp\\.'",
             about: "only the feed-forward layers",
             expect: "int4-weight-only in 18 linear layers",
@@ -101,6 +176,10 @@ impl Command for Quantize {
 
     fn run(self, session: &mut Session, input: Value) -> Result<Value> {
         let mut model = input.into_model()?;
+        if let Some(applied) = self.quantize_embedding(session, &mut model)? {
+            session.note(&applied);
+            return Ok(Value::Model(model));
+        }
         let recipe = match (self.workflow, &self.config) {
             (Some(workflow), None) => workflow.recipe(),
             (None, Some(path)) => config_from(path)?,
@@ -136,6 +215,27 @@ impl Command for Quantize {
     }
 }
 
+impl Quantize {
+    /// What was done, if the workflow is one for the embedding.
+    fn quantize_embedding(&self, session: &Session, model: &mut Model) -> Result<Option<String>> {
+        let before = model.nbytes();
+        match &self.workflow {
+            Some(Workflow::Embedding(config)) => config.apply(session.cpu(), model)?,
+            Some(Workflow::TiedEmbedding(config)) => config.apply(session.cpu(), model)?,
+            _ => return Ok(None),
+        }
+        if self.filter.is_some() || self.config.is_some() {
+            return Err(Error::usage(
+                "the embedding is one layer: --filter and --config say nothing",
+            ));
+        }
+        let name = model.embed_tokens.workflow();
+        model.name = format!("{}·{name}", model.name);
+        let (before, after) = (number::bytes(before as u64), number::bytes(model.nbytes() as u64));
+        Ok(Some(format!("quantized the embedding ({name}): {before} → {after}")))
+    }
+}
+
 fn config_from(path: &Path) -> Result<Arc<dyn Recipe>> {
     config_from_dict(&files::read_json(path)?)
 }
@@ -167,6 +267,15 @@ pub(super) fn words_of(value_name: &str) -> &'static [&'static str] {
         "SIZE" => &["32", "64", "128", "256"],
         "GRANULARITY" => &["per-row", "per-tensor", "per-group:32", "per-group:128"],
         "MAPPING" => &["symmetric", "asymmetric"],
+        "WEIGHT_MAPPING" => &["symmetric", "symmetric-no-clipping-err", "asymmetric"],
+        "INTX" => &["int1", "int2", "int3", "int4", "int5", "int6", "int7", "int8"],
+        "UINTX" => &["uint1", "uint2", "uint3", "uint4", "uint5", "uint6", "uint7", "uint8"],
+        "INTX_GRANULARITY" => &["per-axis:0", "per-group:32", "per-group:64", "per-group:128"],
+        "INTX_FORMAT" => &["unpacked-to-int8", "opaque-torchao-auto"],
+        "FLOAT8_INT4_FORMAT" => &["preshuffled", "plain"],
+        "TABLE_BLOCK" => &["2,-1", "-1,64", "-1,-1"],
+        "CODE_BLOCK" => &["1,1", "1,4"],
+        "DTYPE" => &["f32", "bf16", "f16"],
         "FORMAT" => &["plain", "tile-packed-to-4d"],
         "ALGORITHM" => &["tinygemm"],
         "BLOCK_TYPE" => {

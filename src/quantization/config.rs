@@ -72,6 +72,13 @@ impl<'a> Typed<'a> {
         })
     }
 
+    /// The name that `_data` is.
+    pub fn text(&self) -> Result<&'a str> {
+        self.data.as_str().ok_or_else(|| {
+            Error::invalid(format!("{}: _data is {}; wanted a name", self.name, self.data))
+        })
+    }
+
     /// Refuses every version but `wanted`. None stands for torchao's default, 1.
     pub fn check_version(&self, wanted: u64) -> Result<()> {
         let got = self.version.unwrap_or(&Json::Null);
@@ -162,6 +169,41 @@ pub(crate) fn enum_from_word<T: Copy>(word: &str, name: &str, names: &[(&str, T)
         let hint = hint(&spelled.to_ascii_lowercase().replace('_', "-"), &known);
         Error::usage(format!("{word} is not {name}; wanted {}{hint}", known.join(" or ")))
     })
+}
+
+/// `Option<DType>` as torchao's JSON has it: `null`, or `{"_type": "torch.dtype", "_data": "bfloat16"}`.
+pub(crate) mod optional_dtype {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use serde_json::Value as Json;
+
+    use crate::tensor::DType;
+
+    #[expect(clippy::ref_option, reason = "serde's `with` calls it so")]
+    pub(crate) fn serialize<S: Serializer>(
+        dtype: &Option<DType>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        dtype.map(super::dtype_to_dict).serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<DType>, D::Error> {
+        match Json::deserialize(deserializer)? {
+            Json::Null => Ok(None),
+            json => super::dtype_from_dict(&json).map(Some).map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+/// The float dtype that a person calls `f32`, `float32`, `bf16`, `bfloat16`, `f16` or `float16`.
+pub(crate) fn float_dtype_from_word(word: &str) -> Result<DType> {
+    match word {
+        "f32" | "float32" => Ok(DType::F32),
+        "bf16" | "bfloat16" => Ok(DType::BF16),
+        "f16" | "float16" => Ok(DType::F16),
+        _ => Err(Error::usage(format!("{word} is no float dtype; wanted f32, bf16 or f16"))),
+    }
 }
 
 const DTYPES: [(&str, DType); 9] = [

@@ -3,33 +3,66 @@
 //! A workflow's folder holds its configuration (a [`Recipe`], named as in torchao), its weight's format (a
 //! [`Weight`]) and nothing of another workflow. All of them are listed once, in [`WORKFLOWS`].
 
+pub mod bitnet;
+pub mod code_type;
+pub mod codebook;
+pub mod codebook_coreml;
 pub mod config;
+pub mod embedding;
+pub mod float8_dynamic_int4;
 mod fqn;
 pub mod gguf;
+pub mod groupwise_lut;
+pub mod int4_dynamic_int4;
 pub mod int4_weight_only;
 pub mod int8_dynamic;
+pub mod int8_dynamic_int4;
+pub mod int8_dynamic_intx;
+pub mod int8_lut;
 pub mod int8_weight_only;
+mod intx_options;
+pub mod intx_weight_only;
+mod lut;
+mod lut_options;
+pub mod nf4;
+mod packed;
 pub mod primitives;
 mod quantize;
 mod rows;
 mod stored;
+pub mod uintx_weight_only;
 mod workflows;
 
 use std::sync::Arc;
 
 use serde_json::Value as Json;
 
+pub use bitnet::BitNetConfig;
+pub use code_type::CodeType;
+pub use codebook::CodebookWeightOnlyConfig;
+pub use codebook_coreml::CodebookCoreMlWeightOnlyConfig;
 pub use config::{config_from_dict, config_to_dict};
+pub use embedding::{EmbeddingQuantizer, TiedEmbeddingQuantizer};
+pub use float8_dynamic_int4::{Float8DynamicActivationInt4WeightConfig, Float8Int4PackingFormat};
 pub use fqn::FqnToConfig;
 pub use gguf::{GgufBlockConfig, GgufType};
+pub use groupwise_lut::GroupwiseLutWeightConfig;
+pub use int4_dynamic_int4::Int4DynamicActivationInt4WeightConfig;
 pub use int4_weight_only::Int4WeightOnlyConfig;
 pub use int8_dynamic::Int8DynamicActivationInt8WeightConfig;
+pub use int8_dynamic_int4::Int8DynamicActivationInt4WeightConfig;
+pub use int8_dynamic_intx::Int8DynamicActivationIntxWeightConfig;
+pub use int8_lut::Int8LutConfig;
 pub use int8_weight_only::Int8WeightOnlyConfig;
+pub use intx_options::{IntxChooseQParamsAlgorithm, IntxPackingFormat};
+pub use intx_weight_only::IntxWeightOnlyConfig;
+pub use nf4::NF4WeightOnlyConfig;
 pub use primitives::{Granularity, MappingType};
 pub use quantize::{
     LayerReport, Progress, QuantizeOptions, QuantizeReport, is_linear, quantize_, quantize_with,
 };
 pub use stored::read_weight;
+pub use uintx_weight_only::UIntXWeightOnlyConfig;
 pub use workflows::{WORKFLOWS, Workflow, support_table};
 
 use crate::error::Result;

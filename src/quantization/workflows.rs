@@ -4,7 +4,11 @@ use std::sync::Arc;
 
 use super::config::Typed;
 use super::stored::Stored;
-use super::{Recipe, gguf, int4_weight_only, int8_dynamic, int8_weight_only};
+use super::{
+    Recipe, bitnet, codebook, codebook_coreml, embedding, float8_dynamic_int4, gguf, groupwise_lut,
+    int4_dynamic_int4, int4_weight_only, int8_dynamic, int8_dynamic_int4, int8_dynamic_intx,
+    int8_lut, int8_weight_only, intx_weight_only, nf4, uintx_weight_only,
+};
 use crate::error::Result;
 use crate::model::Weight;
 use crate::table::Table;
@@ -30,10 +34,24 @@ pub struct Workflow {
 
 /// Every workflow.
 pub const WORKFLOWS: &[Workflow] = &[
+    bitnet::WORKFLOW,
+    codebook::WORKFLOW,
+    codebook_coreml::WORKFLOW,
+    embedding::TIED_WORKFLOW,
+    embedding::WORKFLOW,
+    float8_dynamic_int4::WORKFLOW,
     gguf::WORKFLOW,
+    groupwise_lut::WORKFLOW,
+    int4_dynamic_int4::WORKFLOW,
     int4_weight_only::WORKFLOW,
     int8_dynamic::WORKFLOW,
+    int8_dynamic_int4::WORKFLOW,
+    int8_dynamic_intx::WORKFLOW,
+    int8_lut::WORKFLOW,
     int8_weight_only::WORKFLOW,
+    intx_weight_only::WORKFLOW,
+    nf4::WORKFLOW,
+    uintx_weight_only::WORKFLOW,
 ];
 
 /// The workflows as a table, as the README shows them.

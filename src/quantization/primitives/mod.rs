@@ -20,23 +20,35 @@
 
 mod activation;
 mod affine;
+mod bits;
 mod blocks;
 mod cast;
+mod codebook;
 mod float8;
 mod gguf;
 mod granularity;
 mod groupwise;
+mod int4_layouts;
 mod int4_row;
+mod intx;
+mod kmeans1d;
+mod nf4;
 mod qparams;
 mod sqnr;
+mod sum;
 
 pub use activation::{per_token_dynamic_quant, quantize_activation_per_token_absmax};
 pub use affine::{
     dequantize_affine, dequantize_affine_no_zero_point, dequantize_affine_tinygemm,
     quantize_affine, quantize_affine_no_zero_point, quantize_affine_tinygemm,
 };
+pub use bits::{
+    check_streams, pack_i2_in_i8, pack_shards, push_stream, read_stream, shard_widths,
+    stream_nbytes, unpack_i2_in_i8, unpack_shards,
+};
 pub use blocks::BlockGrid;
 pub use cast::{CodeRange, IntType, promote};
+pub use codebook::{Blocks, codebook_scales, fit_kmeans, nearest_codes};
 pub use float8::{Float8, choose_scale_float8};
 pub use gguf::{GgufQParams, choose_qparams_gguf, dequantize_gguf, quantize_gguf};
 pub use granularity::Granularity;
@@ -45,7 +57,17 @@ pub use groupwise::{
     get_groupwise_affine_qparams, groupwise_affine_dequantize_tensor_from_qparams,
     groupwise_affine_quantize_tensor_from_qparams, pack_tinygemm_scales_and_zeros,
 };
+pub use int4_layouts::{
+    pack_int4_for_avx512, pack_plain_int32, pack_tinygemm_tiles, unpack_int4_for_avx512,
+    unpack_plain_int32, unpack_tinygemm_tiles,
+};
 pub use int4_row::{Int4Rows, int4_row_quantize, int4_row_quantize_zp, pack_int4};
+pub use intx::{IntxRows, intx_quantize};
+pub use kmeans1d::{kmeans1d, nearest_of_ascending};
+pub use nf4::{
+    NF4, Nf4Scalers, nf4_check, nf4_codes, nf4_dequantize_scalers, nf4_double_quantize_scalers,
+    nf4_pack, nf4_unpack, nf4_values,
+};
 pub use qparams::{
     MappingType, QParamsOptions, choose_qparams_affine, choose_qparams_affine_dont_preserve_zero,
     choose_qparams_affine_tinygemm, choose_qparams_affine_with_min_max,

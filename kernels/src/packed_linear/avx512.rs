@@ -1,0 +1,294 @@
+//! AVX-512 VNNI: pairs of 16-bit products added to sums in one instruction (`vpdpwssd`), one vector a panel.
+
+#![allow(
+    clippy::needless_range_loop,
+    reason = "sums are registers: indices name rows and vectors, and iterators over them spill"
+)]
+
+use std::arch::x86_64::*;
+
+use super::activation::Block;
+use super::codes::{LANES, STEP, planes, step_nbytes};
+use super::weight::{Floats, Offset, Panel, Table, Values};
+use super::x86::{Decoded, prefetch};
+
+/// Rows of activations that [`tile`] multiplies at once: twelve sums hide the latency of `vpdpwssd`.
+pub(super) const TILE_ROWS: usize = 12;
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load(bytes: &[u8], vector: usize) -> __m512i {
+    let bytes = &bytes[64 * vector..64 * vector + 64];
+    // SAFETY: `bytes` is 64 readable bytes; loadu has no alignment need.
+    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_codes(codes: &[i16; 2 * LANES]) -> __m512i {
+    // SAFETY: `codes` is 64 readable bytes; loadu has no alignment need.
+    unsafe { _mm512_loadu_si512(codes.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store_codes(codes: &mut [i16; 2 * LANES], v: __m512i) {
+    // SAFETY: `codes` is 64 writable bytes; storeu has no alignment need.
+    unsafe { _mm512_storeu_si512(codes.as_mut_ptr().cast(), v) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_floats(x: &[f32; LANES]) -> __m512 {
+    // SAFETY: `x` is 64 readable bytes; loadu has no alignment need.
+    unsafe { _mm512_loadu_ps(x.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store_floats(x: &mut [f32; LANES], v: __m512) {
+    // SAFETY: `x` is 64 writable bytes; storeu has no alignment need.
+    unsafe { _mm512_storeu_ps(x.as_mut_ptr(), v) }
+}
+
+/// Sixteen numbers of a group.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn lanes(floats: &Floats, chunk: usize) -> __m512 {
+    let at = chunk * LANES;
+    match floats {
+        Floats::F32(v) => {
+            let v = &v[at..at + LANES];
+            // SAFETY: `v` is 64 readable bytes; loadu has no alignment need.
+            unsafe { _mm512_loadu_ps(v.as_ptr()) }
+        }
+        Floats::Bf16(v) => {
+            let v = &v[at..at + LANES];
+            // SAFETY: `v` is 32 readable bytes; loadu has no alignment need.
+            let bits = unsafe { _mm256_loadu_si256(v.as_ptr().cast()) };
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
+        }
+        Floats::F16(v) => {
+            let v = &v[at..at + LANES];
+            // SAFETY: `v` is 32 readable bytes; loadu has no alignment need.
+            let bits = unsafe { _mm256_loadu_si256(v.as_ptr().cast()) };
+            _mm512_cvtph_ps(bits)
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn group_scale(panel: &Panel<'_>, g: usize) -> __m512 {
+    lanes(&panel.weight.scale, panel.first_group + g)
+}
+
+/// What group `g` adds to its values.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn group_offset(panel: &Panel<'_>, g: usize, scale: __m512) -> __m512 {
+    match &panel.weight.offset {
+        Offset::None => _mm512_setzero_ps(),
+        Offset::Values(values) => lanes(values, panel.first_group + g),
+        Offset::Zeros(zeros) => {
+            let zeros = &zeros[(panel.first_group + g) * LANES..][..LANES];
+            // SAFETY: `zeros` is 16 readable bytes; loadu has no alignment need.
+            let zeros = unsafe { _mm_loadu_si128(zeros.as_ptr().cast()) };
+            let zeros = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(zeros));
+            _mm512_mul_ps(_mm512_xor_ps(zeros, _mm512_set1_ps(-0.0)), scale)
+        }
+    }
+}
+
+/// The bits from `bit` on of every word moved to bit `to`; a constant shift once loops are unrolled.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+#[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "at most 15")]
+fn moved(v: __m512i, bit: usize, to: usize) -> __m512i {
+    match (bit >= to, bit == to) {
+        (_, true) => v,
+        (true, _) => _mm512_srl_epi16(v, _mm_cvtsi32_si128((bit - to) as i32)),
+        _ => _mm512_sll_epi16(v, _mm_cvtsi32_si128((to - bit) as i32)),
+    }
+}
+
+/// The codes of a step: sixteen vectors of pairs of columns. In a table of at most 32 that repeats, bits above an index
+/// of one plane change nothing and are left in.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn step_pairs<const B: u32, const TABLE: bool>(codes: &[u8]) -> [__m512i; STEP / 2] {
+    let widths = const { planes(B) };
+    let keep_above = const { TABLE && planes(B)[1] == 0 };
+    let mut pairs = [_mm512_setzero_si512(); STEP / 2];
+    let (mut below, mut first) = (0, 0);
+    for width in widths {
+        if width == 0 {
+            break;
+        }
+        let per_word = 16 / width;
+        #[expect(clippy::cast_possible_wrap, clippy::cast_possible_truncation, reason = "8 bits")]
+        let mask = _mm512_set1_epi16((((1_usize << width) - 1) << below) as i16);
+        for (i, pair) in pairs.iter_mut().enumerate() {
+            let v = moved(load(codes, first + i / per_word), i % per_word * width, below);
+            *pair = match (below, keep_above) {
+                (0, true) => v,
+                (0, false) => _mm512_and_si512(v, mask),
+                // (v & mask) | pair
+                _ => _mm512_ternarylogic_epi32::<0xea>(v, mask, *pair),
+            };
+        }
+        below += width;
+        first += width;
+    }
+    pairs
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn table_of(panel: &Panel<'_>) -> __m512i {
+    match &panel.weight.values {
+        Values::Table(Table { integers, .. }) => load_codes(integers),
+        Values::Integers { .. } => _mm512_setzero_si512(),
+    }
+}
+
+/// `M` rows of activations times one panel, streamed once.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vnni")]
+pub(super) fn stream<const B: u32, const TABLE: bool, const M: usize>(
+    panel: &Panel<'_>,
+    x: &[Block],
+    y: &mut [[f32; LANES]],
+) {
+    let nbytes = const { step_nbytes(B) };
+    let row_steps = panel.groups * panel.steps_per_group;
+    let table = table_of(panel);
+    let table_scale = _mm512_set1_ps(panel.weight.table_scale());
+    let bias = i32::from(panel.weight.bias());
+    let has_offset = panel.has_offset();
+    let mut sums = [_mm512_setzero_ps(); M];
+    for (g, steps) in panel.codes.chunks_exact(nbytes * panel.steps_per_group).enumerate() {
+        let mut parts = [_mm512_setzero_ps(); M];
+        let mut x_sums = [0.0; M];
+        for (s, codes) in steps.chunks_exact(nbytes).enumerate() {
+            let s = g * panel.steps_per_group + s;
+            prefetch(codes);
+            let pairs = step_pairs::<B, TABLE>(codes);
+            // Two sums a row, so that one instruction need not wait for the last. Starting the first at
+            // −bias · Σx takes the bias away from every code.
+            let mut dots = [[_mm512_setzero_si512(); 2]; M];
+            for m in 0..M {
+                if !TABLE {
+                    dots[m][0] = _mm512_set1_epi32(-bias * x[m * row_steps + s].sum);
+                }
+            }
+            for i in 0..STEP / 2 {
+                let w = if TABLE { _mm512_permutexvar_epi16(pairs[i], table) } else { pairs[i] };
+                for m in 0..M {
+                    let pair = _mm512_set1_epi32(x[m * row_steps + s].pairs[i]);
+                    dots[m][i % 2] = _mm512_dpwssd_epi32(dots[m][i % 2], w, pair);
+                }
+            }
+            for m in 0..M {
+                let x = &x[m * row_steps + s];
+                let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dots[m][0], dots[m][1]));
+                parts[m] = _mm512_fmadd_ps(dot, _mm512_set1_ps(x.scale), parts[m]);
+                x_sums[m] += x.scaled_sum;
+            }
+        }
+        let scale = group_scale(panel, g);
+        let product = if TABLE { _mm512_mul_ps(scale, table_scale) } else { scale };
+        for m in 0..M {
+            sums[m] = _mm512_fmadd_ps(parts[m], product, sums[m]);
+        }
+        if has_offset {
+            let offset = group_offset(panel, g, scale);
+            for m in 0..M {
+                sums[m] = _mm512_fmadd_ps(offset, _mm512_set1_ps(x_sums[m]), sums[m]);
+            }
+        }
+    }
+    for m in 0..M {
+        store_floats(&mut y[m], sums[m]);
+    }
+}
+
+/// Some steps of a panel as 16-bit numbers, without bias, or out of the table.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+pub(super) fn decode<const B: u32, const TABLE: bool>(
+    panel: &Panel<'_>,
+    codes: &[u8],
+    out: &mut [Decoded],
+) {
+    let (table, bias) = (table_of(panel), _mm512_set1_epi16(panel.weight.bias()));
+    for (codes, out) in codes.chunks_exact(const { step_nbytes(B) }).zip(out) {
+        let pairs = step_pairs::<B, TABLE>(codes);
+        for i in 0..STEP / 2 {
+            let w = if TABLE {
+                _mm512_permutexvar_epi16(pairs[i], table)
+            } else {
+                _mm512_sub_epi16(pairs[i], bias)
+            };
+            store_codes(&mut out.0[i], w);
+        }
+    }
+}
+
+/// Adds `M` rows of activations times the decoded steps from `first` on to `y`; rows of `x` are `row_steps` apart.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vnni")]
+pub(super) fn tile<const M: usize>(
+    (panel, first): (&Panel<'_>, usize),
+    w: &[Decoded],
+    x: [&[Block]; M],
+    y: &mut [[f32; LANES]],
+) {
+    let table_scale = _mm512_set1_ps(panel.weight.table_scale());
+    let has_offset = panel.has_offset();
+    let mut sums = [_mm512_setzero_ps(); M];
+    for m in 0..M {
+        sums[m] = load_floats(&y[m]);
+    }
+    // A length that the compiler does not know: it would unroll the loop whole and run out of registers.
+    let pairs = std::hint::black_box(STEP / 2).min(STEP / 2);
+    let mut start = 0;
+    while start < w.len() {
+        let g = (first + start) / panel.steps_per_group;
+        let end = w.len().min((g + 1) * panel.steps_per_group - first);
+        let scale = group_scale(panel, g);
+        let product = _mm512_mul_ps(scale, table_scale);
+        let mut x_sums = [0.0; M];
+        let mut parts = [_mm512_setzero_ps(); M];
+        for s in start..end {
+            let w = &w[s].0;
+            let mut dots = [_mm512_setzero_si512(); M];
+            let mut blocks = [&x[0][s]; M];
+            for m in 0..M {
+                blocks[m] = &x[m][s];
+            }
+            for i in 0..pairs {
+                let w = load_codes(&w[i]);
+                for m in 0..M {
+                    let pair = _mm512_set1_epi32(blocks[m].pairs[i]);
+                    dots[m] = _mm512_dpwssd_epi32(dots[m], w, pair);
+                }
+            }
+            for m in 0..M {
+                let dot = _mm512_cvtepi32_ps(dots[m]);
+                parts[m] = _mm512_fmadd_ps(dot, _mm512_set1_ps(blocks[m].scale), parts[m]);
+                x_sums[m] += blocks[m].scaled_sum;
+            }
+        }
+        for m in 0..M {
+            sums[m] = _mm512_fmadd_ps(parts[m], product, sums[m]);
+        }
+        if has_offset {
+            let offset = group_offset(panel, g, scale);
+            for m in 0..M {
+                sums[m] = _mm512_fmadd_ps(offset, _mm512_set1_ps(x_sums[m]), sums[m]);
+            }
+        }
+        start = end;
+    }
+    for m in 0..M {
+        store_floats(&mut y[m], sums[m]);
+    }
+}
