@@ -41,6 +41,9 @@ tokens! {
     Avx512Vnni on "x86_64": Avx512::detect().is_some()
         && is_x86_feature_detected!("avx512vnni")
         && is_x86_feature_detected!("avx512bf16");
+    /// [`Avx512Vnni`] with VBMI: look-ups of bytes among 64 and 128. It is no [`Isa`] of its own: kernels that want it ask.
+    Avx512Vbmi on "x86_64": Avx512Vnni::detect().is_some()
+        && is_x86_feature_detected!("avx512vbmi");
     /// NEON with the dot-product instructions.
     Neon on "aarch64": std::arch::is_aarch64_feature_detected!("neon")
         && std::arch::is_aarch64_feature_detected!("dotprod");

@@ -7,13 +7,16 @@ use half::bf16;
 use super::{Command, Example, Group, Output};
 use crate::bench::{DecodeConfig, LinearCase, PrefillConfig, ceilings, decode, linear, prefill};
 use crate::error::{Context as _, Error, Result};
+use crate::kernels::float_linear::Element;
 use crate::kernels::{Cpu, machine};
 use crate::model::{DenseWeight, Weight};
+use crate::quantization::primitives::{Float8, MxElement};
 use crate::quantization::{
-    BitNetConfig, CodeType, CodebookCoreMlWeightOnlyConfig, Granularity, GroupwiseLutWeightConfig,
-    Int4WeightOnlyConfig, Int8DynamicActivationInt8WeightConfig,
-    Int8DynamicActivationIntxWeightConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig,
-    NF4WeightOnlyConfig, Recipe,
+    BitNetConfig, CodeType, CodebookCoreMlWeightOnlyConfig, FPXWeightOnlyConfig,
+    Float8WeightOnlyConfig, Granularity, GroupwiseLutWeightConfig, Int4WeightOnlyConfig,
+    Int8DynamicActivationInt8WeightConfig, Int8DynamicActivationIntxWeightConfig,
+    Int8WeightOnlyConfig, IntxWeightOnlyConfig, MXWeightOnlyConfig, NF4WeightOnlyConfig,
+    NVFP4WeightOnlyConfig, Recipe,
 };
 use crate::rng::Rng;
 use crate::session::Session;
@@ -57,7 +60,7 @@ enum What {
         #[arg(long, value_delimiter = ',', default_value = "1,16,128")]
         m: Vec<usize>,
         /// Formats, separated by commas
-        #[arg(long, value_enum, value_delimiter = ',', default_values_t = Format::ALL)]
+        #[arg(long, value_enum, value_delimiter = ',', default_values_t = Format::ALL.iter().copied())]
         format: Vec<Format>,
         /// Group size of int4 and intx
         #[arg(long, default_value_t = 128)]
@@ -97,10 +100,22 @@ enum Format {
     Bitnet,
     GroupwiseLut,
     CodebookCoreml,
+    Float8E4m3,
+    Float8E5m2,
+    Mxfp8E4m3,
+    Mxfp8E5m2,
+    Mxint8,
+    Mxfp6E3m2,
+    Mxfp6E2m3,
+    Mxfp4,
+    Nvfp4,
+    Fp6E3m2,
+    Fp6E2m3,
+    Fp5E2m2,
 }
 
 impl Format {
-    const ALL: [Format; 18] = [
+    const ALL: &[Format] = &[
         Format::F32,
         Format::Bf16,
         Format::Int8WeightOnly,
@@ -119,6 +134,18 @@ impl Format {
         Format::Bitnet,
         Format::GroupwiseLut,
         Format::CodebookCoreml,
+        Format::Float8E4m3,
+        Format::Float8E5m2,
+        Format::Mxfp8E4m3,
+        Format::Mxfp8E5m2,
+        Format::Mxint8,
+        Format::Mxfp6E3m2,
+        Format::Mxfp6E2m3,
+        Format::Mxfp4,
+        Format::Nvfp4,
+        Format::Fp6E3m2,
+        Format::Fp6E2m3,
+        Format::Fp5E2m2,
     ];
 
     /// A random weight of this format.
@@ -165,8 +192,31 @@ impl Format {
             Format::Int4WeightOnly => {
                 quantize(&Int4WeightOnlyConfig { group_size, ..Default::default() })
             }
+            Format::Float8E4m3 => quantize(&Float8WeightOnlyConfig::default()),
+            Format::Float8E5m2 => {
+                let weight_dtype = Float8::E5m2;
+                quantize(&Float8WeightOnlyConfig { weight_dtype, ..Default::default() })
+            }
+            Format::Nvfp4 => quantize(&NVFP4WeightOnlyConfig::default()),
+            Format::Fp6E3m2 => quantize(&fpx(3, 2)),
+            Format::Fp6E2m3 => quantize(&fpx(2, 3)),
+            Format::Fp5E2m2 => quantize(&fpx(2, 2)),
+            Format::Mxfp8E4m3 => quantize(&mx(Element::E4m3)),
+            Format::Mxfp8E5m2 => quantize(&mx(Element::E5m2)),
+            Format::Mxint8 => quantize(&mx(Element::Int8)),
+            Format::Mxfp6E3m2 => quantize(&mx(Element::E3m2)),
+            Format::Mxfp6E2m3 => quantize(&mx(Element::E2m3)),
+            Format::Mxfp4 => quantize(&mx(Element::E2m1)),
         }
     }
+}
+
+fn mx(element: Element) -> MXWeightOnlyConfig {
+    MXWeightOnlyConfig { weight_dtype: MxElement(element), ..Default::default() }
+}
+
+fn fpx(ebits: u32, mbits: u32) -> FPXWeightOnlyConfig {
+    FPXWeightOnlyConfig { ebits, mbits, ..Default::default() }
 }
 
 impl Command for Bench {

@@ -11,12 +11,16 @@ use crate::io::files;
 use crate::model::{Linear, Model};
 use crate::quantization::{
     BitNetConfig, CodebookCoreMlWeightOnlyConfig, CodebookWeightOnlyConfig, EmbeddingQuantizer,
-    Float8DynamicActivationInt4WeightConfig, GgufBlockConfig, GroupwiseLutWeightConfig,
+    FPXWeightOnlyConfig, Float8DynamicActivationFloat8WeightConfig,
+    Float8DynamicActivationInt4WeightConfig, Float8StaticActivationFloat8WeightConfig,
+    Float8WeightOnlyConfig, GgufBlockConfig, GroupwiseLutWeightConfig,
     Int4DynamicActivationInt4WeightConfig, Int4WeightOnlyConfig,
     Int8DynamicActivationInt4WeightConfig, Int8DynamicActivationInt8WeightConfig,
     Int8DynamicActivationIntxWeightConfig, Int8LutConfig, Int8WeightOnlyConfig,
-    IntxWeightOnlyConfig, NF4WeightOnlyConfig, QuantizeOptions, QuantizeReport, Recipe,
-    TiedEmbeddingQuantizer, UIntXWeightOnlyConfig, config_from_dict, is_linear, quantize_with,
+    IntxWeightOnlyConfig, MXDynamicActivationMXWeightConfig, MXWeightOnlyConfig,
+    NF4WeightOnlyConfig, NVFP4DynamicActivationNVFP4WeightConfig, NVFP4WeightOnlyConfig,
+    QuantizeOptions, QuantizeReport, Recipe, TiedEmbeddingQuantizer, UIntXWeightOnlyConfig,
+    config_from_dict, is_linear, quantize_with,
 };
 use crate::session::Session;
 use crate::table::number;
@@ -78,12 +82,28 @@ enum Workflow {
     /// Unsigned weights of 1 to 8 bits in groups with zero points, activations as they are
     #[command(name = "uintx-weight-only")]
     UIntXWeightOnly(UIntXWeightOnlyConfig),
+    /// Float8 weights, and activations rounded to float8 at every call
+    Float8DynamicActivationFloat8Weight(Float8DynamicActivationFloat8WeightConfig),
+    /// Float8 weights, and activations rounded to float8 with a scale that is given
+    Float8StaticActivationFloat8Weight(Float8StaticActivationFloat8WeightConfig),
+    /// Float8 weights, activations as they are
+    Float8WeightOnly(Float8WeightOnlyConfig),
+    /// Weights of 4, 5 or 6 bits that are floats, a scale a row, activations as they are
+    FpxWeightOnly(FPXWeightOnlyConfig),
     /// 4-bit weights in groups, activations as they are
     Int4WeightOnly(Int4WeightOnlyConfig),
     /// 8-bit weights, activations as they are
     Int8WeightOnly(Int8WeightOnlyConfig),
     /// 8-bit weights, and activations rounded to 8 bits at every call
     Int8DynamicActivationInt8Weight(Int8DynamicActivationInt8WeightConfig),
+    /// MX weights (fp8, fp6, fp4, int8 in blocks of 32), and activations through the same format
+    MxDynamicActivationMxWeight(MXDynamicActivationMXWeightConfig),
+    /// MX weights (fp8, fp6, fp4, int8 in blocks of 32), activations as they are
+    MxWeightOnly(MXWeightOnlyConfig),
+    /// NVFP4 weights (fp4 in blocks of 16), and activations through NVFP4 at every call
+    Nvfp4DynamicActivationNvfp4Weight(NVFP4DynamicActivationNVFP4WeightConfig),
+    /// NVFP4 weights (fp4 in blocks of 16), activations as they are
+    Nvfp4WeightOnly(NVFP4WeightOnlyConfig),
 }
 
 impl Workflow {
@@ -104,9 +124,17 @@ impl Workflow {
             Workflow::IntxWeightOnly(config) => Arc::new(config),
             Workflow::Nf4WeightOnly(config) => Arc::new(config),
             Workflow::UIntXWeightOnly(config) => Arc::new(config),
+            Workflow::Float8DynamicActivationFloat8Weight(config) => Arc::new(config),
+            Workflow::Float8StaticActivationFloat8Weight(config) => Arc::new(config),
+            Workflow::Float8WeightOnly(config) => Arc::new(config),
+            Workflow::FpxWeightOnly(config) => Arc::new(config),
             Workflow::Int4WeightOnly(config) => Arc::new(config),
             Workflow::Int8WeightOnly(config) => Arc::new(config),
             Workflow::Int8DynamicActivationInt8Weight(config) => Arc::new(config),
+            Workflow::MxDynamicActivationMxWeight(config) => Arc::new(config),
+            Workflow::MxWeightOnly(config) => Arc::new(config),
+            Workflow::Nvfp4DynamicActivationNvfp4Weight(config) => Arc::new(config),
+            Workflow::Nvfp4WeightOnly(config) => Arc::new(config),
         }
     }
 }
@@ -161,6 +189,26 @@ impl Command for Quantize {
             line: "quantize tiny embedding --weight-dtype int4 --granularity per-group:32",
             about: "only the embedding",
             expect: "tiny·embedding",
+        },
+        Example {
+            line: "quantize tiny float8-weight-only --granularity per-group:128",
+            about: "float8 weights",
+            expect: "float8-weight-only in 43 linear layers",
+        },
+        Example {
+            line: "quantize tiny mx-weight-only --weight-dtype e2m1 --scaling-mode floor",
+            about: "fp4 in blocks of 32 with a power of two each",
+            expect: "mx-weight-only in 43 linear layers",
+        },
+        Example {
+            line: "quantize tiny nvfp4-dynamic-activation-nvfp4-weight",
+            about: "fp4 weights and activations, two levels of scales",
+            expect: "nvfp4-dynamic-activation-nvfp4-weight in 43 linear layers",
+        },
+        Example {
+            line: "quantize tiny fpx-weight-only --ebits 2 --mbits 2",
+            about: "5 bits a weight",
+            expect: "fpx-weight-only in 43 linear layers",
         },
         Example {
             line: "quantize tiny int4-weight-only --group-size 64 --filter 'mlp\\.'",
@@ -276,6 +324,10 @@ pub(super) fn words_of(value_name: &str) -> &'static [&'static str] {
         "TABLE_BLOCK" => &["2,-1", "-1,64", "-1,-1"],
         "CODE_BLOCK" => &["1,1", "1,4"],
         "DTYPE" => &["f32", "bf16", "f16"],
+        "FLOAT8" => &["float8_e4m3fn", "float8_e5m2"],
+        "ELEMENT" => &["e4m3", "e5m2", "e2m3", "e3m2", "e2m1", "int8"],
+        "MODE" => &["floor", "ceil", "even", "rceil"],
+        "BOOL" => &["true", "false"],
         "FORMAT" => &["plain", "tile-packed-to-4d"],
         "ALGORITHM" => &["tinygemm"],
         "BLOCK_TYPE" => {

@@ -206,6 +206,62 @@ pub(crate) fn float_dtype_from_word(word: &str) -> Result<DType> {
     }
 }
 
+/// Words of a configuration: lists the variants of an enumeration and torchao's names for them, from which its
+/// JSON, its options and its display come.
+macro_rules! words {
+    (
+        $(#[$doc:meta])* $name:ident $what:literal {
+            $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+
+        }
+    ) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name {
+            $($(#[$variant_doc])* $variant,)+
+        }
+
+        impl $name {
+            const WORDS: &[(&'static str, $name)] = &[$(($word, $name::$variant)),+];
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                let word = Self::WORDS.iter().find(|(_, value)| value == self);
+                let word = word.map_or("", |(word, _)| word);
+                f.pad(&word.to_ascii_lowercase().replace('_', "-"))
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = $crate::error::Error;
+
+            fn from_str(word: &str) -> $crate::error::Result<$name> {
+                $crate::quantization::config::enum_from_word(word, $what, Self::WORDS)
+            }
+        }
+
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                let json = $crate::quantization::config::enum_to_json(
+                    stringify!($name), self, Self::WORDS,
+                );
+                json.serialize(to)
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                let json = serde_json::Value::deserialize(from)?;
+                $crate::quantization::config::enum_from_json(
+                    &json, stringify!($name), Self::WORDS,
+                )
+                .map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+pub(crate) use words;
+
 const DTYPES: [(&str, DType); 9] = [
     ("float64", DType::F64),
     ("float32", DType::F32),

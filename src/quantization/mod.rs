@@ -9,7 +9,9 @@ pub mod codebook;
 pub mod codebook_coreml;
 pub mod config;
 pub mod embedding;
+pub mod float8;
 pub mod float8_dynamic_int4;
+mod floatx;
 mod fqn;
 pub mod gguf;
 pub mod groupwise_lut;
@@ -24,7 +26,9 @@ mod intx_options;
 pub mod intx_weight_only;
 mod lut;
 mod lut_options;
+mod mx;
 pub mod nf4;
+mod nvfp4;
 mod packed;
 pub mod primitives;
 mod quantize;
@@ -43,7 +47,12 @@ pub use codebook::CodebookWeightOnlyConfig;
 pub use codebook_coreml::CodebookCoreMlWeightOnlyConfig;
 pub use config::{config_from_dict, config_to_dict};
 pub use embedding::{EmbeddingQuantizer, TiedEmbeddingQuantizer};
+pub use float8::{
+    Float8DynamicActivationFloat8WeightConfig, Float8StaticActivationFloat8WeightConfig,
+    Float8WeightOnlyConfig,
+};
 pub use float8_dynamic_int4::{Float8DynamicActivationInt4WeightConfig, Float8Int4PackingFormat};
+pub use floatx::FPXWeightOnlyConfig;
 pub use fqn::FqnToConfig;
 pub use gguf::{GgufBlockConfig, GgufType};
 pub use groupwise_lut::GroupwiseLutWeightConfig;
@@ -56,7 +65,9 @@ pub use int8_lut::Int8LutConfig;
 pub use int8_weight_only::Int8WeightOnlyConfig;
 pub use intx_options::{IntxChooseQParamsAlgorithm, IntxPackingFormat};
 pub use intx_weight_only::IntxWeightOnlyConfig;
+pub use mx::{MXDynamicActivationMXWeightConfig, MXWeightOnlyConfig};
 pub use nf4::NF4WeightOnlyConfig;
+pub use nvfp4::{NVFP4DynamicActivationNVFP4WeightConfig, NVFP4WeightOnlyConfig};
 pub use primitives::{Granularity, MappingType};
 pub use quantize::{
     LayerReport, Progress, QuantizeOptions, QuantizeReport, is_linear, quantize_, quantize_with,

@@ -16,10 +16,21 @@ pub(crate) fn for_row_blocks<T: Send>(
     cpu: &Cpu,
     weight: &dyn Weight,
     work: impl Fn(&Tensor) -> Result<T> + Sync,
+    keep: impl FnMut(T) -> Result<()>,
+) -> Result<()> {
+    for_blocks_of_rows(cpu, weight, 1, work, keep)
+}
+
+/// [`for_row_blocks`] with a multiple of `multiple` rows in every block but the last.
+pub(crate) fn for_blocks_of_rows<T: Send>(
+    cpu: &Cpu,
+    weight: &dyn Weight,
+    multiple: usize,
+    work: impl Fn(&Tensor) -> Result<T> + Sync,
     mut keep: impl FnMut(T) -> Result<()>,
 ) -> Result<()> {
     let (n, k) = weight.shape();
-    let rows = (VALUES_AT_ONCE / k.max(1)).clamp(1, n.max(1));
+    let rows = (VALUES_AT_ONCE / k.max(1)).clamp(1, n.max(1)).next_multiple_of(multiple);
     let starts: Vec<usize> = (0..n).step_by(rows).collect();
     let block = |start: usize| {
         let rows = rows.min(n - start);

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use super::config::Typed;
 use super::stored::Stored;
 use super::{
-    Recipe, bitnet, codebook, codebook_coreml, embedding, float8_dynamic_int4, gguf, groupwise_lut,
-    int4_dynamic_int4, int4_weight_only, int8_dynamic, int8_dynamic_int4, int8_dynamic_intx,
-    int8_lut, int8_weight_only, intx_weight_only, nf4, uintx_weight_only,
+    Recipe, bitnet, codebook, codebook_coreml, embedding, float8, float8_dynamic_int4, floatx,
+    gguf, groupwise_lut, int4_dynamic_int4, int4_weight_only, int8_dynamic, int8_dynamic_int4,
+    int8_dynamic_intx, int8_lut, int8_weight_only, intx_weight_only, mx, nf4, nvfp4,
+    uintx_weight_only,
 };
 use crate::error::Result;
 use crate::model::Weight;
@@ -39,7 +40,11 @@ pub const WORKFLOWS: &[Workflow] = &[
     codebook_coreml::WORKFLOW,
     embedding::TIED_WORKFLOW,
     embedding::WORKFLOW,
+    float8::DYNAMIC,
+    float8::STATIC,
+    float8::WEIGHT_ONLY,
     float8_dynamic_int4::WORKFLOW,
+    floatx::WORKFLOW,
     gguf::WORKFLOW,
     groupwise_lut::WORKFLOW,
     int4_dynamic_int4::WORKFLOW,
@@ -50,7 +55,11 @@ pub const WORKFLOWS: &[Workflow] = &[
     int8_lut::WORKFLOW,
     int8_weight_only::WORKFLOW,
     intx_weight_only::WORKFLOW,
+    mx::DYNAMIC,
+    mx::WEIGHT_ONLY,
     nf4::WORKFLOW,
+    nvfp4::DYNAMIC,
+    nvfp4::WEIGHT_ONLY,
     uintx_weight_only::WORKFLOW,
 ];
 

@@ -41,6 +41,13 @@ pub fn e5m2_encode_saturating(x: f32) -> u8 {
     if x.is_nan() { e5m2_encode(x) } else { e5m2_encode(x.clamp(-57344.0, 57344.0)) }
 }
 
+/// The value of a code of AMD's e4m3fnuz (`mantissa_bits` 3, bias 8) or e5m2fnuz (2, bias 16): no inf, no −0, whose
+/// code 0x80 is the NaN.
+pub fn fnuz_decode(code: u8, mantissa_bits: u32) -> f32 {
+    assert!(matches!(mantissa_bits, 2 | 3), "fnuz formats have 2 or 3 mantissa bits");
+    if code == 0x80 { f32::NAN } else { decode(code, mantissa_bits, 1 << (6 - mantissa_bits)) }
+}
+
 /// 2^(code − 127); code 0 is the subnormal 2⁻¹²⁷, 255 is NaN.
 pub fn e8m0_decode(code: u8) -> f32 {
     match code {

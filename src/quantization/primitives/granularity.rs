@@ -103,9 +103,11 @@ pub(crate) fn check_group_size(k: usize, group_size: usize) -> Result<()> {
     if group_size > 0 && k.is_multiple_of(group_size) {
         return Ok(());
     }
-    // Groups of fewer than 4 need more bits for their scales than for their codes.
+    // Groups of fewer than 4 need more bits for their scales than for their codes; and a K that no layer has (a file may
+    // say anything) is not searched.
+    let longest = if k <= 1 << 20 { k } else { 0 };
     let divisors: Vec<String> =
-        (4..=k).filter(|size| k.is_multiple_of(*size)).map(|size| size.to_string()).collect();
+        (4..=longest).filter(|size| k.is_multiple_of(*size)).map(|size| size.to_string()).collect();
     let advice = match divisors.split_last() {
         Some((last, [])) => format!("; use {last}"),
         Some((last, rest)) => format!("; use {} or {last}", rest.join(", ")),

@@ -25,14 +25,20 @@ mod blocks;
 mod cast;
 mod codebook;
 mod float8;
+mod float_words;
+mod floatx;
 mod gguf;
 mod granularity;
 mod groupwise;
 mod int4_layouts;
 mod int4_row;
 mod intx;
+mod kernel_preference;
 mod kmeans1d;
+mod mx;
 mod nf4;
+mod nvfp4;
+mod packing;
 mod qparams;
 mod sqnr;
 mod sum;
@@ -49,7 +55,12 @@ pub use bits::{
 pub use blocks::BlockGrid;
 pub use cast::{CodeRange, IntType, promote};
 pub use codebook::{Blocks, codebook_scales, fit_kmeans, nearest_codes};
-pub use float8::{Float8, choose_scale_float8};
+pub use float_words::MxElement;
+pub use float8::{
+    Float8, choose_scale_float8, dequantize_affine_float8, quantize_affine_float8,
+    quantize_blockwise_float8,
+};
+pub use floatx::{choose_qparams_affine_floatx, dequantize_affine_floatx, quantize_affine_floatx};
 pub use gguf::{GgufQParams, choose_qparams_gguf, dequantize_gguf, quantize_gguf};
 pub use granularity::Granularity;
 pub use groupwise::{
@@ -63,10 +74,16 @@ pub use int4_layouts::{
 };
 pub use int4_row::{Int4Rows, int4_row_quantize, int4_row_quantize_zp, pack_int4};
 pub use intx::{IntxRows, intx_quantize};
+pub use kernel_preference::KernelPreference;
 pub use kmeans1d::{kmeans1d, nearest_of_ascending};
+pub use mx::{ScaleCalculationMode, from_mx, to_mx};
 pub use nf4::{
     NF4, Nf4Scalers, nf4_check, nf4_codes, nf4_dequantize_scalers, nf4_double_quantize_scalers,
     nf4_pack, nf4_unpack, nf4_values,
+};
+pub use nvfp4::{NVFP4_BLOCK, nvfp4_dequantize, nvfp4_quantize, per_tensor_amax_to_scale};
+pub use packing::{
+    from_blocked, pack_bits, pack_uint6, packed_len, to_blocked, unpack_bits, unpack_uint6,
 };
 pub use qparams::{
     MappingType, QParamsOptions, choose_qparams_affine, choose_qparams_affine_dont_preserve_zero,
