@@ -24,7 +24,7 @@ fn load(bytes: &[u8], at: usize) -> __m256i {
 /// Codes of columns `4q ..= 4q + 3` of eight rows, one row a 32-bit word, the bits above the code arbitrary.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn codes<const E: usize>(step: &[u8], q: usize, half: usize) -> __m256i {
+pub(super) fn codes<const E: usize>(step: &[u8], q: usize, half: usize) -> __m256i {
     let element = const { Element::from_index(E) };
     let at = 32 * half;
     let codes = if element.bits() == 8 {
@@ -130,7 +130,9 @@ fn scale(scales: LaneScales<'_>, g: usize) -> [__m256; 2] {
             lanes.iter_mut().zip(&rows[g]).for_each(|(to, code)| *to = e8m0_decode(*code));
         }
         LaneScales::E4m3(rows) => {
-            lanes.iter_mut().zip(&rows[g]).for_each(|(to, code)| *to = e4m3fn_decode(*code));
+            // The half of a last step that K lacks has no scale, and sums of zero.
+            let row = &rows[g.min(rows.len() - 1)];
+            lanes.iter_mut().zip(row).for_each(|(to, code)| *to = e4m3fn_decode(*code));
         }
     }
     let (halves, _) = lanes.as_chunks::<8>();
@@ -164,7 +166,17 @@ pub(super) fn stream<const E: usize, const SUBS: usize, const M: usize>(
             add_run(w.scales, g, &mut sums, &mut totals);
         }
     }
-    let factor = _mm256_set1_ps(w.factor);
+    finish(w.factor, &totals, y);
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn finish<const M: usize>(
+    factor: f32,
+    totals: &[[__m256; 2]; M],
+    y: &mut [[f32; LANES]; M],
+) {
+    let factor = _mm256_set1_ps(factor);
     for m in 0..M {
         let (halves, _) = y[m].as_chunks_mut::<8>();
         store8(&mut halves[0], _mm256_mul_ps(totals[m][0], factor));
@@ -174,7 +186,7 @@ pub(super) fn stream<const E: usize, const SUBS: usize, const M: usize>(
 
 /// Step `i` of every row.
 #[inline]
-fn at<'a, T, const M: usize>(x: &[&'a [T]; M], i: usize) -> [&'a T; M] {
+pub(super) fn at<'a, T, const M: usize>(x: &[&'a [T]; M], i: usize) -> [&'a T; M] {
     let mut steps = [&x[0][i]; M];
     for m in 1..M {
         steps[m] = &x[m][i];
@@ -205,7 +217,7 @@ fn add_quad<const E: usize, const M: usize>(
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn add_run<const M: usize>(
+pub(super) fn add_run<const M: usize>(
     scales: LaneScales<'_>,
     g: usize,
     sums: &mut [[__m256; 2]; M],

@@ -13,6 +13,8 @@ mod activation;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx2_bytes;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod element;
 #[cfg(target_arch = "x86_64")]
@@ -26,12 +28,14 @@ mod x86;
 #[cfg(test)]
 mod tests;
 
+#[cfg(target_arch = "x86_64")]
+use activation::Prepared;
 pub use element::Element;
 pub use panels::{Panels, Scales};
 
 use crate::dense_linear;
 #[cfg(target_arch = "x86_64")]
-use crate::isa::Avx512Vbmi;
+use crate::isa::{Avx2, Avx512Vbmi};
 use crate::{Cost, Cpu, Isa, Shape, exact_f32};
 
 /// From this many rows on, the weight is dequantized once, a panel at a time, and multiplied in f32.
@@ -64,20 +68,34 @@ pub fn linear(cpu: &Cpu, w: &Panels, x: &[f32], y: &mut [f32], shape: Shape) {
         _ if m >= GEMM_FROM => gemm(cpu, w, x, y, shape),
         _ if !w.plain() => exact(cpu, w, x, y, shape),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(avx2) => x86::stream_avx2(avx2, cpu, w, x, y),
+        Isa::Avx2(avx2) => with_avx2(avx2, cpu, w, x, (y, m)),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(avx512) => x86::stream_avx2(avx512.avx2(), cpu, w, x, y),
+        Isa::Avx512(avx512) => with_avx2(avx512.avx2(), cpu, w, x, (y, m)),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Vnni(vnni) => {
-            let prepared = activation::Prepared::new(cpu.isa(), w.element().arithmetic(), x, k);
-            match (Avx512Vbmi::detect(), prepared) {
-                (Some(vbmi), Some(x)) => x86::stream_avx512(vbmi, cpu, w, &x, (y, m)),
-                _ => x86::stream_avx2(vnni.avx512().avx2(), cpu, w, x, y),
+            let Some(vbmi) = Avx512Vbmi::detect() else {
+                return with_avx2(vnni.avx512().avx2(), cpu, w, x, (y, m));
+            };
+            match Prepared::new(cpu.isa(), w.element().arithmetic(), x, k) {
+                Some(x) => x86::stream_avx512(vbmi, cpu, w, &x, (y, m)),
+                None => x86::stream_avx2(vnni.avx512().avx2(), cpu, w, x, y),
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
         _ => exact(cpu, w, x, y, shape),
     }
+}
+
+/// Few tokens with AVX2: in integers where there are bodies for it and x allows it, else in f32.
+#[cfg(target_arch = "x86_64")]
+fn with_avx2(avx2: Avx2, cpu: &Cpu, w: &Panels, x: &[f32], (y, m): (&mut [f32], usize)) {
+    if x86::has_avx2_bytes(w.element())
+        && let Some(Prepared::Bytes(x)) =
+            Prepared::new(cpu.isa(), w.element().arithmetic(), x, w.k())
+    {
+        return x86::stream_avx2_bytes(avx2, cpu, w, &x, (y, m));
+    }
+    x86::stream_avx2(avx2, cpu, w, x, y);
 }
 
 /// Many tokens: each weight is dequantized once, into cache.
@@ -127,6 +145,10 @@ pub fn kernel_name(isa: Isa, element: Element, m: usize) -> String {
                 _ => "int16",
             };
             format!("x86-{name}x{x}-avx512vbmi")
+        }
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx2(_) | Isa::Avx512(_) | Isa::Avx512Vnni(_), _) if x86::has_avx2_bytes(element) => {
+            format!("x86-{name}xint16-avx2")
         }
         (Isa::Avx2(_) | Isa::Avx512(_) | Isa::Avx512Vnni(_), _) => format!("x86-{name}xf32-avx2"),
     }

@@ -1,10 +1,10 @@
 //! Which of the bodies of `avx2.rs` and `avx512.rs` runs: one is compiled for each element and number of rows.
 
-use super::activation::Prepared;
+use super::activation::{Bytes, Prepared};
 use super::element::Element;
 use super::panels::{LANES, Panels, STEP, Scales};
 use super::view::View;
-use super::{avx2, avx512};
+use super::{avx2, avx2_bytes, avx512};
 use crate::Cpu;
 use crate::isa::{Avx2, Avx512Vbmi};
 use crate::parallel::Tile;
@@ -54,6 +54,35 @@ fn write(
     }
 }
 
+/// Calls `body` with the rows of activations as an array and as many results: compiled for 1 to 4 rows.
+macro_rules! by_rows {
+    ($x:expr, $steps:expr, $out:expr, $file:ident :: $body:ident :: < $($constant:literal),+ >, $($first:expr),+) => {{
+        let x = $x;
+        let row = |m: usize| &x[m * $steps..][..$steps];
+        let [a, b, c, d] = $out;
+        match x.len() / $steps {
+            1 => $file::$body::<$($constant),+, 1>($($first),+, [row(0)], std::array::from_mut(a)),
+            2 => {
+                let mut y = [*a, *b];
+                $file::$body::<$($constant),+, 2>($($first),+, [row(0), row(1)], &mut y);
+                [*a, *b] = y;
+            }
+            3 => {
+                let mut y = [*a, *b, *c];
+                $file::$body::<$($constant),+, 3>($($first),+, [row(0), row(1), row(2)], &mut y);
+                [*a, *b, *c] = y;
+            }
+            _ => {
+                let mut y = [*a, *b, *c, *d];
+                let rows = [row(0), row(1), row(2), row(3)];
+                $file::$body::<$($constant),+, 4>($($first),+, rows, &mut y);
+                [*a, *b, *c, *d] = y;
+            }
+        }
+    }};
+}
+
+/// Codes through f32, with x as it is.
 pub(super) fn stream_avx2(_: Avx2, cpu: &Cpu, w: &Panels, x: &[f32], y: &mut [f32]) {
     let steps = w.k().div_ceil(STEP);
     let m = x.len() / w.k();
@@ -64,60 +93,59 @@ pub(super) fn stream_avx2(_: Avx2, cpu: &Cpu, w: &Panels, x: &[f32], y: &mut [f3
     let one = |view: View<'_>, rows: std::ops::Range<usize>, out: &mut [[f32; LANES]; ROWS]| {
         let x = &padded[rows.start * steps..rows.end * steps];
         // SAFETY: the `Avx2` token is made only after avx2, fma and f16c were detected.
-        unsafe { avx2_element(w.element(), w.lanes(), view, x, steps, out) }
+        unsafe { avx2_element(w, view, x, out) }
     };
     over_panels(cpu, w, (y, m), one, 1.0);
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn avx2_element(
-    element: Element,
-    scales: &Scales,
-    view: View<'_>,
-    x: &[[f32; STEP]],
-    steps: usize,
-    out: &mut [[f32; LANES]; ROWS],
-) {
-    let halves = matches!(scales, Scales::E4m3 { .. });
-    match (element, halves) {
-        (Element::E4m3, _) => avx2_rows::<0, 1>(view, x, steps, out),
-        (Element::E5m2, _) => avx2_rows::<1, 1>(view, x, steps, out),
-        (Element::E3m2, _) => avx2_rows::<2, 1>(view, x, steps, out),
-        (Element::E2m3, _) => avx2_rows::<3, 1>(view, x, steps, out),
-        (Element::E3m1, _) => avx2_rows::<4, 1>(view, x, steps, out),
-        (Element::E2m2, _) => avx2_rows::<5, 1>(view, x, steps, out),
-        (Element::E2m1, false) => avx2_rows::<6, 1>(view, x, steps, out),
-        (Element::E2m1, true) => avx2_rows::<6, 2>(view, x, steps, out),
-        (Element::Int8, _) => avx2_rows::<7, 1>(view, x, steps, out),
+fn avx2_element(w: &Panels, view: View<'_>, x: &[[f32; STEP]], out: &mut [[f32; LANES]; ROWS]) {
+    let steps = w.k().div_ceil(STEP);
+    let halves = matches!(w.lanes(), Scales::E4m3 { .. });
+    match (w.element(), halves) {
+        (Element::E4m3, _) => by_rows!(x, steps, out, avx2::stream::<0, 1>, view),
+        (Element::E5m2, _) => by_rows!(x, steps, out, avx2::stream::<1, 1>, view),
+        (Element::E3m2, _) => by_rows!(x, steps, out, avx2::stream::<2, 1>, view),
+        (Element::E2m3, _) => by_rows!(x, steps, out, avx2::stream::<3, 1>, view),
+        (Element::E3m1, _) => by_rows!(x, steps, out, avx2::stream::<4, 1>, view),
+        (Element::E2m2, _) => by_rows!(x, steps, out, avx2::stream::<5, 1>, view),
+        (Element::E2m1, false) => by_rows!(x, steps, out, avx2::stream::<6, 1>, view),
+        (Element::E2m1, true) => by_rows!(x, steps, out, avx2::stream::<6, 2>, view),
+        (Element::Int8, _) => by_rows!(x, steps, out, avx2::stream::<7, 1>, view),
     }
 }
 
-#[target_feature(enable = "avx2,fma,f16c")]
-fn avx2_rows<const E: usize, const SUBS: usize>(
-    view: View<'_>,
-    x: &[[f32; STEP]],
-    steps: usize,
-    out: &mut [[f32; LANES]; ROWS],
+/// Whether [`stream_avx2_bytes`] has a body for the element.
+pub(super) fn has_avx2_bytes(element: Element) -> bool {
+    matches!(element, Element::E2m3 | Element::E2m2 | Element::E2m1)
+}
+
+/// Values of a byte, with x in two planes of bytes.
+pub(super) fn stream_avx2_bytes(
+    _: Avx2,
+    cpu: &Cpu,
+    w: &Panels,
+    x: &[Bytes],
+    (y, m): (&mut [f32], usize),
 ) {
-    let row = |m: usize| &x[m * steps..][..steps];
-    let [a, b, c, d] = out;
-    match x.len() / steps {
-        1 => avx2::stream::<E, SUBS, 1>(view, [row(0)], std::array::from_mut(a)),
-        2 => {
-            let mut y = [*a, *b];
-            avx2::stream::<E, SUBS, 2>(view, [row(0), row(1)], &mut y);
-            [*a, *b] = y;
-        }
-        3 => {
-            let mut y = [*a, *b, *c];
-            avx2::stream::<E, SUBS, 3>(view, [row(0), row(1), row(2)], &mut y);
-            [*a, *b, *c] = y;
-        }
-        _ => {
-            let mut y = [*a, *b, *c, *d];
-            avx2::stream::<E, SUBS, 4>(view, [row(0), row(1), row(2), row(3)], &mut y);
-            [*a, *b, *c, *d] = y;
-        }
+    let steps = w.k().div_ceil(STEP);
+    let one = |view: View<'_>, rows: std::ops::Range<usize>, out: &mut [[f32; LANES]; ROWS]| {
+        let x = &x[rows.start * steps..rows.end * steps];
+        // SAFETY: the `Avx2` token is made only after avx2, fma and f16c were detected.
+        unsafe { avx2_bytes_element(w, view, x, out) }
+    };
+    over_panels(cpu, w, (y, m), one, w.element().step());
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn avx2_bytes_element(w: &Panels, view: View<'_>, x: &[Bytes], out: &mut [[f32; LANES]; ROWS]) {
+    let steps = w.k().div_ceil(STEP);
+    let halves = matches!(w.lanes(), Scales::E4m3 { .. });
+    match (w.element(), halves) {
+        (Element::E2m3, _) => by_rows!(x, steps, out, avx2_bytes::stream::<3, 1>, view),
+        (Element::E2m2, _) => by_rows!(x, steps, out, avx2_bytes::stream::<5, 1>, view),
+        (_, true) => by_rows!(x, steps, out, avx2_bytes::stream::<6, 2>, view),
+        _ => by_rows!(x, steps, out, avx2_bytes::stream::<6, 1>, view),
     }
 }
 
@@ -140,34 +168,6 @@ pub(super) fn stream_avx512(
     over_panels(cpu, w, (y, m), one, step);
 }
 
-/// The rows of activations as an array, and as many results: `run!(x, steps, out, |rows, y| …)` for 1 to 4 rows.
-macro_rules! by_rows {
-    ($x:expr, $steps:expr, $out:expr, $body:ident :: < $($constant:literal),+ >, $tables:expr, $view:expr) => {{
-        let x = $x;
-        let row = |m: usize| &x[m * $steps..][..$steps];
-        let [a, b, c, d] = $out;
-        match x.len() / $steps {
-            1 => avx512::$body::<$($constant),+, 1>($tables, $view, [row(0)], std::array::from_mut(a)),
-            2 => {
-                let mut y = [*a, *b];
-                avx512::$body::<$($constant),+, 2>($tables, $view, [row(0), row(1)], &mut y);
-                [*a, *b] = y;
-            }
-            3 => {
-                let mut y = [*a, *b, *c];
-                avx512::$body::<$($constant),+, 3>($tables, $view, [row(0), row(1), row(2)], &mut y);
-                [*a, *b, *c] = y;
-            }
-            _ => {
-                let mut y = [*a, *b, *c, *d];
-                let rows = [row(0), row(1), row(2), row(3)];
-                avx512::$body::<$($constant),+, 4>($tables, $view, rows, &mut y);
-                [*a, *b, *c, *d] = y;
-            }
-        }
-    }};
-}
-
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512bf16,avx512vbmi")]
 fn avx512_element(
     w: &Panels,
@@ -180,25 +180,29 @@ fn avx512_element(
     let halves = matches!(w.lanes(), Scales::E4m3 { .. });
     match (x, w.element()) {
         (Prepared::Bytes(x), Element::E2m3) => {
-            by_rows!(&x[rows], steps, out, bytes::<3, 1>, tables, view);
+            by_rows!(&x[rows], steps, out, avx512::bytes::<3, 1>, tables, view);
         }
         (Prepared::Bytes(x), Element::E2m2) => {
-            by_rows!(&x[rows], steps, out, bytes::<5, 1>, tables, view);
+            by_rows!(&x[rows], steps, out, avx512::bytes::<5, 1>, tables, view);
         }
         (Prepared::Bytes(x), Element::E2m1) if halves => {
-            by_rows!(&x[rows], steps, out, bytes::<6, 2>, tables, view);
+            by_rows!(&x[rows], steps, out, avx512::bytes::<6, 2>, tables, view);
         }
         (Prepared::Bytes(x), Element::E2m1) => {
-            by_rows!(&x[rows], steps, out, bytes::<6, 1>, tables, view);
+            by_rows!(&x[rows], steps, out, avx512::bytes::<6, 1>, tables, view);
         }
-        (Prepared::Bytes(x), _) => by_rows!(&x[rows], steps, out, bytes::<7, 1>, tables, view),
+        (Prepared::Bytes(x), _) => {
+            by_rows!(&x[rows], steps, out, avx512::bytes::<7, 1>, tables, view)
+        }
         (Prepared::Words(x), Element::E3m2) => {
-            by_rows!(&x[rows], steps, out, words::<2>, tables, view);
+            by_rows!(&x[rows], steps, out, avx512::words::<2>, tables, view);
         }
-        (Prepared::Words(x), _) => by_rows!(&x[rows], steps, out, words::<4>, tables, view),
+        (Prepared::Words(x), _) => by_rows!(&x[rows], steps, out, avx512::words::<4>, tables, view),
         (Prepared::Halves(x), Element::E4m3) => {
-            by_rows!(&x[rows], steps, out, halves::<0>, tables, view);
+            by_rows!(&x[rows], steps, out, avx512::halves::<0>, tables, view);
         }
-        (Prepared::Halves(x), _) => by_rows!(&x[rows], steps, out, halves::<1>, tables, view),
+        (Prepared::Halves(x), _) => {
+            by_rows!(&x[rows], steps, out, avx512::halves::<1>, tables, view)
+        }
     }
 }
