@@ -68,10 +68,11 @@ fn int8_weight_only(c: &mut Criterion) {
         let Shape { m, n, k } = shape;
         let (q, scale, x) = (codes(n * k), numbers(n), numbers(m * k));
         let mut y = vec![0.0; m * n];
-        let kernel = int8_linear::kernel_name(cpu.isa(), m);
+        let scale = int8_linear::Scale::Row(&scale);
+        let kernel = int8_linear::kernel_name(cpu.isa(), scale, shape);
         let cost = int8_linear::weight_only_cost(shape, n);
         case(c, kernel, &name(shape), cost, || {
-            int8_linear::weight_only(&cpu, &q, int8_linear::Scale::Row(&scale), &x, &mut y, shape);
+            int8_linear::weight_only(&cpu, &q, scale, &x, &mut y, shape);
         });
     }
 }
@@ -105,7 +106,7 @@ fn int4_weight_only(c: &mut Criterion) {
         };
         let x = numbers(m * k);
         let mut y = vec![0.0; m * n];
-        let kernel = int4_linear::kernel_name(cpu.isa(), m);
+        let kernel = int4_linear::kernel_name(cpu.isa(), shape, group_size);
         let shape_name = format!("{}_g{group_size}", name(shape));
         case(c, kernel, &shape_name, int4_linear::cost(shape, group_size, 4), || {
             int4_linear::weight_only(&cpu, w, &x, &mut y, shape);

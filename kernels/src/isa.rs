@@ -111,11 +111,33 @@ impl Avx512Vnni {
     }
 }
 
-/// The processor as kernels see it: an instruction set and the threads to spread work over.
+/// What layers with bf16 weights round their activations to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compute {
+    /// Nothing: activations stay f32.
+    #[default]
+    F32,
+    /// bf16, as PyTorch does in a bf16 model; sums stay f32.
+    Bf16,
+}
+
+impl Compute {
+    /// `f32` or `bf16`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Compute::F32 => "f32",
+            Compute::Bf16 => "bf16",
+        }
+    }
+}
+
+/// The processor as kernels see it: an instruction set, the threads to spread work over, and what a layer that has the
+/// choice computes in.
 #[derive(Clone, Debug)]
 pub struct Cpu {
     isa: Isa,
     threads: Threads,
+    compute: Compute,
 }
 
 impl Cpu {
@@ -127,7 +149,17 @@ impl Cpu {
     /// A chosen instruction set, for tests, benches and `--isa`.
     pub fn with_isa(isa: Isa, threads: Option<usize>) -> Cpu {
         let threads = threads.unwrap_or_else(Threads::available);
-        Cpu { isa, threads: Threads::new(threads) }
+        Cpu { isa, threads: Threads::new(threads), compute: Compute::F32 }
+    }
+
+    /// The same processor and threads with another [`Compute`].
+    pub fn with_compute(self, compute: Compute) -> Cpu {
+        Cpu { compute, ..self }
+    }
+
+    /// What layers with bf16 weights round their activations to.
+    pub fn compute(&self) -> Compute {
+        self.compute
     }
 
     /// The instruction set that kernels dispatch on.

@@ -53,6 +53,6 @@ pub mod softmax;
 pub mod stochastic_round;
 
 pub use cost::Cost;
-pub use isa::{Cpu, Isa};
+pub use isa::{Compute, Cpu, Isa};
 pub use parallel::Threads;
 pub use shape::Shape;

@@ -8,7 +8,7 @@ mod report;
 
 use std::time::Instant;
 
-pub use ceilings::ceilings;
+pub use ceilings::{Peaks, ceilings};
 pub use decode::{DecodeConfig, DecodeResult, PrefillConfig, PrefillResult, decode, prefill};
 pub use linear::{LinearCase, LinearResult, linear};
 pub use memory::{peak_rss_bytes, reset_peak_rss};

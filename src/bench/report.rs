@@ -1,6 +1,6 @@
 //! The measurements as tables.
 
-use super::{DecodeResult, LinearResult, PrefillResult};
+use super::{DecodeResult, LinearResult, Peaks, PrefillResult};
 use crate::error::Result;
 use crate::table::{Cell, Table};
 
@@ -70,7 +70,7 @@ impl PrefillResult {
 
 impl LinearResult {
     /// One row beside the ceilings; rows of several cases can be appended to each other.
-    pub fn table(&self, read_gb_per_s: f64, peak_gflop_per_s: f64) -> Result<Table> {
+    pub fn table(&self, peaks: &Peaks) -> Result<Table> {
         let mut table = Table::new("linear layers")
             .column("workflow")
             .column("N")
@@ -84,8 +84,12 @@ impl LinearResult {
             .column_unit("rate", "GFLOP/s")
             .column_unit("of f32 peak", "%")
             .with_note(format!(
-                "measured in this run: read bandwidth {read_gb_per_s:.1} GB/s, \
-                 f32 multiply-add peak {peak_gflop_per_s:.1} GFLOP/s"
+                "measured in this run: read bandwidth {:.1} GB/s; peaks of f32 multiply-adds {:.1} \
+                 GFLOP/s, of bf16 dot products {:.1}, of int8 dot products {:.1} GOP/s",
+                peaks.read_gb_per_s,
+                peaks.f32_gflop_per_s,
+                peaks.bf16_gflop_per_s,
+                peaks.int8_gop_per_s
             ))
             .with_note("bytes: weights, scales, activations and results once; 2·M·N·K operations");
         table.push([
@@ -97,9 +101,9 @@ impl LinearResult {
             Cell::Text(self.kernel.clone()),
             Cell::Float(self.us),
             Cell::Float(self.gb_per_s),
-            Cell::Float(100.0 * self.gb_per_s / read_gb_per_s),
+            Cell::Float(100.0 * self.gb_per_s / peaks.read_gb_per_s),
             Cell::Float(self.gflop_per_s),
-            Cell::Float(100.0 * self.gflop_per_s / peak_gflop_per_s),
+            Cell::Float(100.0 * self.gflop_per_s / peaks.f32_gflop_per_s),
         ])?;
         Ok(table)
     }

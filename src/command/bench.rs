@@ -5,10 +5,12 @@ use std::sync::Arc;
 use half::bf16;
 
 use super::{Command, Example, Group, Output};
-use crate::bench::{DecodeConfig, LinearCase, PrefillConfig, ceilings, decode, linear, prefill};
+use crate::bench::{
+    DecodeConfig, LinearCase, Peaks, PrefillConfig, ceilings, decode, linear, prefill,
+};
 use crate::error::{Context as _, Error, Result};
 use crate::kernels::float_linear::Element;
-use crate::kernels::{Cpu, machine};
+use crate::kernels::{Compute, Cpu};
 use crate::model::{DenseWeight, Weight};
 use crate::quantization::primitives::{Float8, MxElement};
 use crate::quantization::{
@@ -84,6 +86,8 @@ enum What {
 enum Format {
     F32,
     Bf16,
+    /// Weights and activations in bf16, as `set compute bf16`
+    Bf16Compute,
     Int8WeightOnly,
     Int8Dynamic,
     Int4WeightOnly,
@@ -118,6 +122,7 @@ impl Format {
     const ALL: &[Format] = &[
         Format::F32,
         Format::Bf16,
+        Format::Bf16Compute,
         Format::Int8WeightOnly,
         Format::Int8Dynamic,
         Format::Int4WeightOnly,
@@ -147,6 +152,11 @@ impl Format {
         Format::Fp6E2m3,
         Format::Fp5E2m2,
     ];
+
+    /// What activations are rounded to.
+    fn compute(self) -> Compute {
+        if self == Format::Bf16Compute { Compute::Bf16 } else { Compute::F32 }
+    }
 
     /// A random weight of this format.
     fn weight(self, cpu: &Cpu, n: usize, k: usize, group_size: usize) -> Result<Arc<dyn Weight>> {
@@ -186,7 +196,7 @@ impl Format {
                 ..Default::default()
             }),
             Format::F32 => DenseWeight::shared(dense.to_dtype(DType::F32)?),
-            Format::Bf16 => DenseWeight::shared(dense),
+            Format::Bf16 | Format::Bf16Compute => DenseWeight::shared(dense),
             Format::Int8WeightOnly => quantize(&Int8WeightOnlyConfig::default()),
             Format::Int8Dynamic => quantize(&Int8DynamicActivationInt8WeightConfig::default()),
             Format::Int4WeightOnly => {
@@ -300,8 +310,7 @@ impl Cases {
                 )));
             }
         }
-        let read = machine::read_bandwidth(cpu, 0.5);
-        let peak = machine::f32_peak(cpu, 0.5);
+        let peaks = Peaks::measure(cpu, 0.5);
         let total = shapes.len() * self.format.len() * self.m.len();
         let mut rows: Vec<Table> = Vec::with_capacity(total);
         for ((n, k), format) in
@@ -309,13 +318,14 @@ impl Cases {
         {
             let weight = format.weight(cpu, *n, *k, self.group_size);
             let weight = weight.within(format!("shape {n}x{k}"))?;
+            let cpu = cpu.clone().with_compute(format.compute());
             for m in &self.m {
                 if !progress(rows.len(), total) {
                     return Err(Error::Cancelled);
                 }
                 let (weight, m, cold, seconds) = (&*weight, *m, !self.warm, self.seconds);
                 let case = LinearCase { weight, m, cold, seconds };
-                rows.push(linear(cpu, &case)?.table(read, peak)?);
+                rows.push(linear(&cpu, &case)?.table(&peaks)?);
             }
         }
         let mut rows = rows.into_iter();

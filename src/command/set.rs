@@ -2,11 +2,12 @@
 
 use super::{Command, Example, Group, Output};
 use crate::error::Result;
+use crate::kernels::Compute;
 use crate::session::Session;
 use crate::table::Table;
 use crate::value::{Kind, Value};
 
-/// Choose threads, instruction set or seed; alone, show them.
+/// Choose threads, instruction set, compute dtype or seed; alone, show them.
 #[derive(Debug, clap::Args)]
 pub(super) struct Set {
     #[command(subcommand)]
@@ -26,11 +27,23 @@ enum Setting {
         /// scalar, avx2, avx512, avx512vnni or neon, as far as this machine has it
         name: String,
     },
+    /// What activations are rounded to where a layer's weight is bf16
+    Compute {
+        /// f32 keeps them; bf16 rounds them as PyTorch does in a bf16 model, for twice the speed of a prompt
+        #[arg(value_enum)]
+        dtype: Dtype,
+    },
     /// Where random draws start
     Seed {
         /// Any number; the same seed gives the same bytes
         value: u64,
     },
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Dtype {
+    F32,
+    Bf16,
 }
 
 impl Command for Set {
@@ -41,6 +54,7 @@ impl Command for Set {
     const EXAMPLES: &'static [Example] = &[
         Example { line: "set threads 2", about: "use two threads", expect: "threads" },
         Example { line: "set isa scalar", about: "use plain code", expect: "scalar" },
+        Example { line: "set compute bf16", about: "multiply bf16 layers in bf16", expect: "bf16" },
         Example { line: "set seed 7; set", about: "show the settings", expect: "7" },
     ];
 
@@ -48,6 +62,8 @@ impl Command for Set {
         match self.setting {
             Some(Setting::Threads { count }) => session.set_threads(usize::from(count)),
             Some(Setting::Isa { name }) => session.set_isa(&name)?,
+            Some(Setting::Compute { dtype: Dtype::F32 }) => session.set_compute(Compute::F32),
+            Some(Setting::Compute { dtype: Dtype::Bf16 }) => session.set_compute(Compute::Bf16),
             Some(Setting::Seed { value }) => session.set_seed(value),
             None => {}
         }
@@ -55,6 +71,7 @@ impl Command for Set {
         let settings = [
             ("threads", session.cpu().threads().count().to_string()),
             ("isa", session.cpu().isa().name().to_owned()),
+            ("compute", session.cpu().compute().name().to_owned()),
             ("seed", session.seed().to_string()),
         ];
         for (setting, value) in settings {

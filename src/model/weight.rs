@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use aolab_kernels::{Cost, Cpu, Shape, dense_linear};
+use aolab_kernels::{Compute, Cost, Cpu, Shape, dense_linear};
 use serde_json::Value as Json;
 
 use crate::error::{Error, Result};
@@ -121,7 +121,8 @@ pub fn check_linear(x: &[f32], m: usize, y: &[f32], (n, k): (usize, usize)) -> R
     )))
 }
 
-/// A weight in f32, bf16 or f16, multiplied with f32 activations without rounding them.
+/// A weight in f32, bf16 or f16, multiplied with f32 activations. They are rounded only where the [`Cpu`] computes in
+/// bf16 and the weight is bf16.
 #[derive(Clone, Debug)]
 pub struct DenseWeight {
     tensor: Tensor,
@@ -195,6 +196,9 @@ impl Weight for DenseWeight {
         let shape = Shape { m, n, k };
         match self.tensor.dtype() {
             DType::F32 => dense_linear::f32(cpu, self.tensor.as_slice()?, x, y, shape),
+            DType::BF16 if cpu.compute() == Compute::Bf16 => {
+                dense_linear::bf16_bf16(cpu, self.tensor.as_slice()?, x, y, shape);
+            }
             DType::BF16 => dense_linear::bf16(cpu, self.tensor.as_slice()?, x, y, shape),
             _ => dense_linear::f16(cpu, self.tensor.as_slice()?, x, y, shape),
         }
@@ -204,6 +208,7 @@ impl Weight for DenseWeight {
     fn kernel(&self, cpu: &Cpu, m: usize) -> String {
         let format = match self.tensor.dtype() {
             DType::F32 => dense_linear::Format::F32,
+            DType::BF16 if cpu.compute() == Compute::Bf16 => dense_linear::Format::Bf16Bf16,
             DType::BF16 => dense_linear::Format::Bf16,
             _ => dense_linear::Format::F16,
         };

@@ -21,7 +21,7 @@ pub use progress::{FrontEnd, Outcome, Silent, Task};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use aolab_kernels::{Cpu, Isa};
+use aolab_kernels::{Compute, Cpu, Isa};
 use indexmap::IndexMap;
 
 use self::state::Timeline;
@@ -91,7 +91,12 @@ impl Session {
 
     /// Makes kernels run on another number of threads.
     pub fn set_threads(&mut self, threads: usize) {
-        self.cpu = Cpu::with_isa(self.cpu.isa(), Some(threads));
+        self.cpu = Cpu::with_isa(self.cpu.isa(), Some(threads)).with_compute(self.cpu.compute());
+    }
+
+    /// Chooses what layers with bf16 weights round their activations to.
+    pub fn set_compute(&mut self, compute: Compute) {
+        self.cpu = self.cpu.clone().with_compute(compute);
     }
 
     /// Makes kernels use the instruction set called `name`.
@@ -100,7 +105,8 @@ impl Session {
             let names: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
             Error::usage(format!("this machine has no {name:?}; it has {}", names.join(", ")))
         })?;
-        self.cpu = Cpu::with_isa(isa, Some(self.cpu.threads().count()));
+        let threads = Some(self.cpu.threads().count());
+        self.cpu = Cpu::with_isa(isa, threads).with_compute(self.cpu.compute());
         Ok(())
     }
 

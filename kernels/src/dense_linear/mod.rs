@@ -28,6 +28,8 @@ use half::{bf16, f16};
 
 use crate::parallel::Tile;
 use crate::{Cost, Cpu, Isa, Shape};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use panels::fetch;
 pub use panels::{Block, PANEL_K, gemm_with_bf16_panels, gemm_with_panels};
 pub use scalar::oracle;
 
@@ -232,9 +234,9 @@ impl<'a> Weight<'a> {
         for n in block.n.clone() {
             let (start, len) = (n * k + block.k.start, block.k.len());
             match self {
-                Weight::F32(w) => panels::fetch(w, start, len),
-                Weight::Bf16(w) => panels::fetch(w, start, len),
-                Weight::F16(w) => panels::fetch(w, start, len),
+                Weight::F32(w) => fetch(w, start, len),
+                Weight::Bf16(w) => fetch(w, start, len),
+                Weight::F16(w) => fetch(w, start, len),
             }
         }
     }

@@ -301,10 +301,13 @@ fn multiply_block<P: Copy>(
 }
 
 /// Asks for `len` numbers of `data` from `start`, those that exist, to be brought near.
-pub(super) fn fetch<T>(data: &[T], start: usize, len: usize) {
+///
+/// The last one is asked for too: it lies on a line of its own where `start` is not on a line's start.
+pub(crate) fn fetch<T>(data: &[T], start: usize, len: usize) {
     let line = 64 / size_of::<T>();
     let end = data.len().min(start + len);
-    for v in data[start.min(end)..end].iter().step_by(line) {
+    let numbers = &data[start.min(end)..end];
+    for v in numbers.iter().step_by(line).chain(numbers.last()) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a prefetch of an address that is ours changes nothing but the caches.
         unsafe {

@@ -3,13 +3,19 @@
 //! Byte j of a row holds k = 2j in its low nibble and k = 2j + 1 in its high one, codes 0 to 15.
 //! Error: |y − f64 result| ≤ Σ_blocks amax(x in block) / 64000 · Σ|(q − 8) · scale| + K · 2⁻²² · Σ|x| · (15 · |scale| + |zero|), blocks of
 //! 128 (or what the group allows, 64 for groups of 32), because x is rounded to 16-bit integers once a call; rows under
-//! 256, other groups, 16 tokens and more, and x with NaN or infinity are multiplied in f32 and keep only the second term.
+//! 256, other groups, 16 tokens and more without VNNI, and x with NaN or infinity are multiplied in f32 and keep only the
+//! second term.
 //! Source: torchao's tinygemm numerics (`zero` is a float and stands for the code 8); the split of 16-bit
 //! integers into two int8 planes for 8-bit multipliers is our own.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512vnni;
+#[cfg(target_arch = "x86_64")]
 mod planes;
+#[cfg(target_arch = "x86_64")]
+mod quads;
 
 #[cfg(test)]
 mod tests;
@@ -18,8 +24,15 @@ use std::ops::Range;
 
 use half::bf16;
 
+#[cfg(target_arch = "x86_64")]
+use crate::block_int16::BlockInt16;
+#[cfg(target_arch = "x86_64")]
+use crate::isa::{Avx2, Avx512Vnni};
 use crate::{Cost, Cpu, Isa, Shape, dense_linear, exact_f32};
+#[cfg(target_arch = "x86_64")]
 use planes::Planes;
+#[cfg(target_arch = "x86_64")]
+use quads::Quads;
 
 /// Scales or zeros as they are stored.
 #[derive(Clone, Copy, Debug)]
@@ -63,9 +76,50 @@ pub const SHAPES: [(Shape, usize); 13] = [
 /// Rows shorter than this are multiplied in f32: making integers of x would cost as much as it saves.
 const SHORTEST_INTEGER_K: usize = 256;
 
-/// From this many rows on, the weight is dequantized once, a panel at a time, and multiplied in f32: the
-/// integer path would unpack every code again for each eight rows.
-const GEMM_FROM: usize = 16;
+/// From this many rows on, a weight that f32 panels multiply is dequantized once; before, row by row.
+const PANELS_FROM: usize = 16;
+
+/// Up to so many rows VNNI multiplies the codes where they are; with more, unpacking them once, block by block, pays.
+#[cfg(target_arch = "x86_64")]
+const GEMV_MAX_M: usize = 8;
+
+/// How a call is multiplied.
+#[derive(Clone, Copy, Debug)]
+enum Path {
+    /// The oracle.
+    Scalar,
+    /// In integers, codes unpacked where they are: AVX2 and VNNI bodies.
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2, usize),
+    #[cfg(target_arch = "x86_64")]
+    VnniGemv(Avx512Vnni, usize),
+    /// In integers, codes unpacked once for all tokens.
+    #[cfg(target_arch = "x86_64")]
+    VnniGemm(Avx512Vnni, usize),
+    /// In f32, panel by panel.
+    Panels,
+    /// In f32, row by row.
+    Rows,
+}
+
+/// The one place that decides; blocks of activations have as many numbers as an integer path says.
+fn path(isa: Isa, Shape { m, k, .. }: Shape, group_size: usize) -> Path {
+    if matches!(isa, Isa::Scalar | Isa::Neon(_)) {
+        return Path::Scalar;
+    }
+    match (isa, block(group_size, k)) {
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512Vnni(isa), Some(block)) if m <= GEMV_MAX_M => Path::VnniGemv(isa, block),
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512Vnni(isa), Some(block)) => Path::VnniGemm(isa, block.min(group_size)),
+        _ if m >= PANELS_FROM => Path::Panels,
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx2(isa), Some(block)) => Path::Avx2(isa, block),
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512(isa), Some(block)) => Path::Avx2(isa.avx2(), block),
+        _ => Path::Rows,
+    }
+}
 
 /// `y = x · dequantize(w)ᵀ`.
 pub fn weight_only(cpu: &Cpu, w: Weight<'_>, x: &[f32], y: &mut [f32], shape: Shape) {
@@ -79,29 +133,8 @@ pub fn weight_only(cpu: &Cpu, w: Weight<'_>, x: &[f32], y: &mut [f32], shape: Sh
     assert!(x.len() == m * k, "{} activations are not {m} × {k}", x.len());
     assert!(y.len() == m * n, "{} results are not {m} × {n}", y.len());
     let rows = Rows { w, k };
-    if m >= GEMM_FROM && !matches!(cpu.isa(), Isa::Scalar | Isa::Neon(_)) {
-        dense_linear::gemm_with_panels(cpu, shape, x, y, |block, panel| {
-            for (n, panel) in block.n.zip(panel) {
-                rows.dequantize(n, block.k.clone(), panel.as_mut_slice());
-            }
-        });
-        return;
-    }
-    let planes = block(g, k).and_then(|block| Planes::new(cpu.isa(), x, (k, g), block));
-    match (cpu.isa(), planes) {
-        (Isa::Scalar | Isa::Neon(_), _) => scalar(rows, x, y, shape),
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx2(avx2), Some(x)) => avx2::weight_only(avx2, cpu, rows, &x, y),
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512(avx512), Some(x)) => avx2::weight_only(avx512.avx2(), cpu, rows, &x, y),
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512Vnni(vnni), Some(x)) => {
-            avx2::weight_only(vnni.avx512().avx2(), cpu, rows, &x, y);
-        }
-        _ => exact_f32::linear(cpu, x, y, shape, |n, row| {
-            rows.dequantize(n, 0..k, row);
-            1.0
-        }),
+    if !rows.multiply_integers(cpu, x, y, shape) {
+        rows.multiply_floats(cpu, x, y, shape);
     }
 }
 
@@ -113,14 +146,19 @@ pub fn cost(shape: Shape, group_size: usize, bytes_per_scale: usize) -> Cost {
     Cost { bytes, flops: 2 * m * n * k }
 }
 
-/// The kernel that multiplies `m` rows of finite activations, K at least 256 and 64 dividing the groups
-/// (or groups of 32), on `isa`.
-pub fn kernel_name(isa: Isa, m: usize) -> &'static str {
-    match (isa, m) {
-        (Isa::Avx2(_), GEMM_FROM..) => "x86-int4xf32-avx2-gemm",
-        (Isa::Avx512(_) | Isa::Avx512Vnni(_), GEMM_FROM..) => "x86-int4xf32-avx512-gemm",
-        (Isa::Avx2(_) | Isa::Avx512(_) | Isa::Avx512Vnni(_), _) => "x86-int4xint16-avx2",
-        (Isa::Scalar | Isa::Neon(_), _) => "scalar-int4xf32",
+/// The kernel that multiplies finite activations with a weight of such groups on `isa`.
+pub fn kernel_name(isa: Isa, shape: Shape, group_size: usize) -> &'static str {
+    match (path(isa, shape, group_size), isa) {
+        (Path::Scalar, _) => "scalar-int4xf32",
+        #[cfg(target_arch = "x86_64")]
+        (Path::Avx2(..), _) => "x86-int4xint16-avx2-gemv",
+        #[cfg(target_arch = "x86_64")]
+        (Path::VnniGemv(..), _) => "x86-int4xint16-avx512vnni-gemv",
+        #[cfg(target_arch = "x86_64")]
+        (Path::VnniGemm(..), _) => "x86-int4xint16-avx512vnni-gemm",
+        (Path::Panels, Isa::Avx2(_)) => "x86-int4xf32-avx2-gemm",
+        (Path::Panels, _) => "x86-int4xf32-avx512-gemm",
+        (Path::Rows, _) => "x86-int4xf32-avx2-rows",
     }
 }
 
@@ -187,6 +225,43 @@ impl Rows<'_> {
         self.w.scale.copy_row(n, &mut scale);
         self.w.zero.copy_row(n, &mut zero);
         (scale, zero)
+    }
+
+    /// Multiplies in integers, if this call can be.
+    fn multiply_integers(self, cpu: &Cpu, x: &[f32], y: &mut [f32], shape: Shape) -> bool {
+        let isa = cpu.isa();
+        let (k, g) = (self.k, self.w.group_size);
+        let done = match path(isa, shape, g) {
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx2(avx2, block) => Planes::new(isa, x, (k, g), block)
+                .map(|x| avx2::weight_only(avx2, cpu, self, &x, y)),
+            #[cfg(target_arch = "x86_64")]
+            Path::VnniGemv(vnni, block) => {
+                Quads::new(vnni, x, (k, g), block).map(|x| avx512vnni::gemv(vnni, cpu, self, &x, y))
+            }
+            #[cfg(target_arch = "x86_64")]
+            Path::VnniGemm(vnni, block) => BlockInt16::new(isa, x, k, block)
+                .map(|q| avx512vnni::gemm(vnni, cpu, self, (x, &q), (y, shape))),
+            Path::Scalar | Path::Panels | Path::Rows => None,
+        };
+        done.is_some()
+    }
+
+    fn multiply_floats(self, cpu: &Cpu, x: &[f32], y: &mut [f32], shape: Shape) {
+        match path(cpu.isa(), shape, self.w.group_size) {
+            Path::Scalar => scalar(self, x, y, shape),
+            _ if shape.m >= PANELS_FROM => {
+                dense_linear::gemm_with_panels(cpu, shape, x, y, |block, panel| {
+                    for (n, panel) in block.n.zip(panel) {
+                        self.dequantize(n, block.k.clone(), panel.as_mut_slice());
+                    }
+                });
+            }
+            _ => exact_f32::linear(cpu, x, y, shape, |n, row| {
+                self.dequantize(n, 0..self.k, row);
+                1.0
+            }),
+        }
     }
 
     /// Columns `k` of row `n` in f32, to the start of `part`. `k.start` is even.

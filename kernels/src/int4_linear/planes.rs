@@ -23,6 +23,12 @@ pub(super) struct Halves {
 pub(super) struct Planes {
     planes: Vec<Plane64>,
     integers: BlockInt16,
+    sums: GroupSums,
+}
+
+/// What is to be added for each group.
+#[derive(Debug)]
+pub(super) struct GroupSums {
     /// (M, K/G): −8 times the sum of a group's rounded activations, what `scale` is still to be multiplied with.
     minus_eight: Vec<f32>,
     /// (M, K/G): the sum of a group's activations, what `zero` is multiplied with.
@@ -44,10 +50,8 @@ impl Planes {
     pub(super) fn new(isa: Isa, x: &[f32], (k, g): (usize, usize), block: usize) -> Option<Planes> {
         let integers = BlockInt16::new(isa, x, k, block)?;
         let planes = integers.q.as_chunks::<64>().0.iter().map(Plane64::new).collect();
-        let sum = x.chunks_exact(g).map(sum_f32).collect();
-        let rows = x.len() / k.max(1);
-        let minus_eight = (0..rows).flat_map(|m| group_sums(&integers, m, (k, g))).collect();
-        Some(Planes { planes, integers, minus_eight, sum, groups: k / g })
+        let sums = GroupSums::new(x, &integers, (k, g));
+        Some(Planes { planes, integers, sums })
     }
 
     /// How many activations share a scale.
@@ -62,12 +66,28 @@ impl Planes {
 
     pub(super) fn row(&self, m: usize) -> PlaneRow<'_> {
         let length = self.integers.padded_k / 64;
+        let (minus_eight, sum) = self.sums.row(m);
         PlaneRow {
             planes: &self.planes[m * length..][..length],
             scale: self.integers.row_scale(m),
-            minus_eight: &self.minus_eight[m * self.groups..][..self.groups],
-            sum: &self.sum[m * self.groups..][..self.groups],
+            minus_eight,
+            sum,
         }
+    }
+}
+
+impl GroupSums {
+    /// Of `x` (rows of K, groups of G), which `integers` stand for.
+    pub(super) fn new(x: &[f32], integers: &BlockInt16, (k, g): (usize, usize)) -> GroupSums {
+        let rows = x.len() / k.max(1);
+        let minus_eight = (0..rows).flat_map(|m| group_sums(integers, m, (k, g))).collect();
+        GroupSums { minus_eight, sum: x.chunks_exact(g).map(sum_f32).collect(), groups: k / g }
+    }
+
+    /// Row `m` of both.
+    pub(super) fn row(&self, m: usize) -> (&[f32], &[f32]) {
+        let groups = m * self.groups..(m + 1) * self.groups;
+        (&self.minus_eight[groups.clone()], &self.sum[groups])
     }
 }
 

@@ -87,6 +87,42 @@ fn results_are_the_formula_within_its_bound() {
 }
 
 #[test]
+fn every_count_of_tokens_is_the_formula() {
+    let mut sample = Sample(0x1_4003);
+    for m in (1..=20).chain([33, 64, 130]) {
+        for (n, k, group_size) in [(29, 480, 32), (26, 576, 192), (53, 768, 128)] {
+            let shape = Shape { m, n, k };
+            let (qdata, x) = (bytes(&mut sample, n * k / 2), sample.vec(m * k, 3.0));
+            let groups = n * (k / group_size);
+            let (scale, zero) = (sample.vec(groups, 0.1), sample.vec(groups, 0.3));
+            let (scale, zero) = (Floats::F32(&scale), Floats::F32(&zero));
+            check("counts", Weight { qdata: &qdata, scale, zero, group_size }, &x, shape);
+        }
+    }
+}
+
+#[test]
+fn the_name_says_what_runs() {
+    for isa in Isa::available() {
+        let name = |m, k, group_size| kernel_name(isa, Shape { m, n: 0, k }, group_size);
+        let (rows, gemm) = match isa {
+            Isa::Scalar | Isa::Neon(_) => ("scalar-int4xf32", "scalar-int4xf32"),
+            Isa::Avx2(_) => ("x86-int4xf32-avx2-rows", "x86-int4xf32-avx2-gemm"),
+            _ => ("x86-int4xf32-avx2-rows", "x86-int4xf32-avx512-gemm"),
+        };
+        let (few, many) = match isa {
+            Isa::Avx512Vnni(_) => {
+                ("x86-int4xint16-avx512vnni-gemv", "x86-int4xint16-avx512vnni-gemm")
+            }
+            Isa::Scalar | Isa::Neon(_) => (rows, gemm),
+            _ => ("x86-int4xint16-avx2-gemv", gemm),
+        };
+        let got = [name(8, 256, 32), name(16, 256, 128), name(1, 224, 32), name(16, 480, 96)];
+        assert_eq!(got, [few, many, rows, gemm], "{}", isa.name());
+    }
+}
+
+#[test]
 fn nan_and_infinity_spoil_their_own_row_only() {
     let mut sample = Sample(0x1_4002);
     for (k, group_size) in [(64, 32), (512, 128), (480, 32)] {

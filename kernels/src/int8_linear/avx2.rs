@@ -8,11 +8,12 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::Rows;
 use super::dynamic::{Activation, Epilogue, Weight};
 use super::gemm::avx2::EXACT_BLOCK;
-use super::gemm::{self, Packed, WeightBlock};
+use super::gemm::{self, Packed, Source, WeightBlock};
+use super::{GEMV_MAX_M, Rows};
 use crate::block_int16::BlockInt16;
+use crate::dense_linear::fetch;
 use crate::isa::Avx2;
 use crate::lanes::sum8;
 use crate::parallel::Tile;
@@ -29,9 +30,6 @@ fn part_rows(k: usize) -> usize {
     (PART_BYTES / k.max(1)).clamp(8, 256)
 }
 
-/// Up to so many tokens a row of weights is multiplied with all of them where it is; with more the GEMM pays.
-pub(super) const GEMV_MAX_M: usize = 8;
-
 pub(super) fn weight_only(
     isa: Avx2,
     cpu: &Cpu,
@@ -41,11 +39,13 @@ pub(super) fn weight_only(
 ) {
     let Shape { m, n, k } = shape;
     if m > GEMV_MAX_M {
-        let x = Packed::from_blocks(cpu, x, None, gemm::avx2::tiling(m).width);
+        let x = Packed::from_blocks(cpu, x, None, gemm::avx2::width(m));
         let fill = |rows: Range<usize>, b: usize, to: &mut WeightBlock<i16>| {
             fill_block(isa, w, rows, b, to);
         };
-        return gemm::avx2::scaled(isa, cpu, &x, (y, shape), fill, |_, sum| sum);
+        let ahead = |row, b: usize| fetch(w.codes(row), b * x.block, x.block);
+        let weights = &Source { fill, ahead };
+        return gemm::avx2::scaled(isa, cpu, &x, (y, shape), weights);
     }
     cpu.threads().tiles_mut(y, n, (m, part_rows(k)), |_, tile| {
         // SAFETY: the `Avx2` token is made only after avx2, fma and f16c were detected.
@@ -171,16 +171,18 @@ pub(super) fn dynamic(
         gemm::avx2::widen(isa, q, wide);
     }
     if m > GEMV_MAX_M {
-        let width = gemm::avx2::tiling(m).width;
-        let x = Packed::new(cpu, wide.as_flattened(), padded_k, (EXACT_BLOCK, 2), width);
+        let width = gemm::avx2::width(m);
+        let x = Packed::new::<2>(cpu, wide.as_flattened(), padded_k, EXACT_BLOCK, width);
         let fill = |rows: Range<usize>, b: usize, to: &mut WeightBlock<i16>| {
             let columns = b * EXACT_BLOCK..k.min((b + 1) * EXACT_BLOCK);
             for (n, q) in rows.zip(to.q.chunks_exact_mut(EXACT_BLOCK)) {
                 gemm::avx2::widen(isa, &w.qdata[n * k..][columns.clone()], q);
             }
         };
-        let finish = |m, n, sum| epilogue.result(m, n, sum);
-        return gemm::avx2::exact(isa, cpu, &x, (y, shape), fill, finish);
+        let finish = |m, n, sums: &[i32], y: &mut [f32]| epilogue.results(m, n, sums, y);
+        let ahead = |row, b| fetch(&w.qdata[row * k..][..k], b * EXACT_BLOCK, EXACT_BLOCK);
+        let weights = &Source { fill, ahead };
+        return gemm::avx2::exact(isa, cpu, &x, (y, shape), weights, finish);
     }
     let product = Product { w: w.qdata, x: &wide, k, epilogue };
     cpu.threads().tiles_mut(y, n, (m, part_rows(k)), |_, tile| {

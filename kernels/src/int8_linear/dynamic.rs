@@ -2,8 +2,9 @@
 
 use crate::{Cost, Cpu, Isa, Shape};
 
+use super::GEMV_MAX_M;
 #[cfg(target_arch = "x86_64")]
-use super::avx2;
+use super::{avx2, avx512vnni_dynamic};
 
 /// The longest row whose sum of products surely fits 32 bits: 128 · 128 · 131071 < 2³¹.
 pub const ROW_SUM_MAX_K: usize = 131_071;
@@ -58,7 +59,7 @@ pub fn dynamic(cpu: &Cpu, w: Weight<'_>, act: Activation<'_>, y: &mut [f32], sha
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512(avx512) => avx2::dynamic(avx512.avx2(), cpu, (w, act), y, shape),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni(vnni) => avx2::dynamic(vnni.avx512().avx2(), cpu, (w, act), y, shape),
+        Isa::Avx512Vnni(vnni) => avx512vnni_dynamic::dynamic(vnni, cpu, (w, act), y, shape),
         #[cfg(not(target_arch = "x86_64"))]
         _ => scalar(w, act, y, shape),
     }
@@ -73,7 +74,10 @@ pub fn dynamic_cost(shape: Shape) -> Cost {
 /// The kernel that multiplies `m` rows on `isa`.
 pub fn dynamic_kernel_name(isa: Isa, m: usize) -> &'static str {
     match (isa, m) {
-        (Isa::Avx2(_) | Isa::Avx512(_) | Isa::Avx512Vnni(_), _) => "x86-int8xint8-avx2",
+        (Isa::Avx512Vnni(_), ..=GEMV_MAX_M) => "x86-int8xint8-avx512vnni-gemv",
+        (Isa::Avx512Vnni(_), _) => "x86-int8xint8-avx512vnni-gemm",
+        (Isa::Avx2(_) | Isa::Avx512(_), ..=GEMV_MAX_M) => "x86-int8xint8-avx2-gemv",
+        (Isa::Avx2(_) | Isa::Avx512(_), _) => "x86-int8xint8-avx2-gemm",
         (Isa::Scalar | Isa::Neon(_), _) => "scalar-int8xint8",
     }
 }
@@ -94,6 +98,24 @@ pub(super) struct Epilogue<'a> {
 impl<'a> Epilogue<'a> {
     pub(super) fn new(w: Weight<'a>, act: Activation<'a>) -> Epilogue<'a> {
         Epilogue { w, act }
+    }
+
+    /// The results of token `m` and rows `n` on.
+    pub(super) fn results(&self, m: usize, n: usize, accs: &[i32], y: &mut [f32]) {
+        let scale = self.act.scale[m];
+        match (self.act.zero_point, self.w.row_sums) {
+            (Some(zero_point), Some(row_sums)) => {
+                let shift = zero_point[m] as f32 * scale;
+                for ((y, &acc), &row_sum) in y.iter_mut().zip(accs).zip(&row_sums[n..]) {
+                    *y = acc as f32 * scale - shift * row_sum as f32;
+                }
+            }
+            _ => y.iter_mut().zip(accs).for_each(|(y, &acc)| *y = acc as f32 * scale),
+        }
+        match self.w.scale {
+            [one] => y.iter_mut().for_each(|y| *y *= one),
+            all => y.iter_mut().zip(&all[n..]).for_each(|(y, scale)| *y *= scale),
+        }
     }
 
     /// In this order, each step rounded to f32, as torchao does.

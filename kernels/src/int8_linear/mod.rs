@@ -11,9 +11,13 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512vnni;
+#[cfg(target_arch = "x86_64")]
+mod avx512vnni_dynamic;
 mod dynamic;
 #[cfg(target_arch = "x86_64")]
-mod gemm;
+pub(crate) mod gemm;
 
 #[cfg(test)]
 mod tests;
@@ -60,6 +64,9 @@ pub const SHAPES: [Shape; 12] = [
 /// Rows shorter than this are multiplied in f32: making integers of x would cost as much as it saves.
 const SHORTEST_INTEGER_K: usize = 256;
 
+/// Up to so many tokens a row of weights is multiplied with all of them where it is; with more the GEMM pays.
+const GEMV_MAX_M: usize = 8;
+
 /// `y = x · (q · scale)ᵀ`.
 pub fn weight_only(
     cpu: &Cpu,
@@ -84,7 +91,7 @@ pub fn weight_only(
         (Isa::Avx512(avx512), Some(x)) => avx2::weight_only(avx512.avx2(), cpu, w, &x, (y, shape)),
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx512Vnni(vnni), Some(x)) => {
-            avx2::weight_only(vnni.avx512().avx2(), cpu, w, &x, (y, shape));
+            avx512vnni::weight_only(vnni, cpu, w, &x, (y, shape));
         }
         _ => exact_f32::linear(cpu, x, y, shape, |n, row| w.dequantize(n, row)),
     }
@@ -96,11 +103,16 @@ pub fn weight_only_cost(shape: Shape, scales: usize) -> Cost {
     Cost { bytes: n * k + 4 * (scales as u64 + m * k + m * n), flops: 2 * m * n * k }
 }
 
-/// The kernel that multiplies `m` rows of finite activations, K at least 256 and 32 dividing the groups, on `isa`.
-pub fn kernel_name(isa: Isa, m: usize) -> &'static str {
-    match (isa, m) {
-        (Isa::Avx2(_) | Isa::Avx512(_) | Isa::Avx512Vnni(_), _) => "x86-int8xint16-avx2",
-        (Isa::Scalar | Isa::Neon(_), _) => "scalar-int8xf32",
+/// The kernel that multiplies finite activations with a weight of such scales on `isa`.
+pub fn kernel_name(isa: Isa, scale: Scale<'_>, shape: Shape) -> &'static str {
+    let is_integer = scale.block(shape.k).is_some();
+    match isa {
+        Isa::Scalar | Isa::Neon(_) => "scalar-int8xf32",
+        _ if !is_integer => "x86-int8xf32-avx2-rows",
+        Isa::Avx512Vnni(_) if shape.m <= GEMV_MAX_M => "x86-int8xint16-avx512vnni-gemv",
+        Isa::Avx512Vnni(_) => "x86-int8xint16-avx512vnni-gemm",
+        Isa::Avx2(_) | Isa::Avx512(_) if shape.m <= GEMV_MAX_M => "x86-int8xint16-avx2-gemv",
+        Isa::Avx2(_) | Isa::Avx512(_) => "x86-int8xint16-avx2-gemm",
     }
 }
 
@@ -148,6 +160,14 @@ struct Rows<'a> {
 impl Rows<'_> {
     fn codes(&self, n: usize) -> &[i8] {
         &self.qdata[n * self.k..][..self.k]
+    }
+
+    /// How many columns share a scale.
+    fn group_size(&self) -> usize {
+        match self.scale {
+            Scale::Tensor(_) | Scale::Row(_) => self.k,
+            Scale::Group { group_size, .. } => group_size,
+        }
     }
 
     /// The scales of row `n` and how many columns share one.

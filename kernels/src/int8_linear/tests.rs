@@ -87,6 +87,66 @@ fn weight_only_is_the_formula_within_its_bound() {
     }
 }
 
+/// Counts of tokens that meet every tile and every remainder.
+fn token_counts() -> impl Iterator<Item = usize> {
+    (1..=20).chain([33, 64, 130])
+}
+
+#[test]
+fn every_count_of_tokens_is_the_formula() {
+    let mut sample = Sample(0x1_8004);
+    for m in token_counts() {
+        for (n, k) in [(29, 387), (53, 512)] {
+            let shape = Shape { m, n, k };
+            let (qdata, x) = (codes(&mut sample, n * k), sample.vec(m * k, 3.0));
+            let (rows, scale) = (sample.vec(n, 0.05), sample.vec(n * k.div_ceil(64), 0.05));
+            check("row", Rows { qdata: &qdata, scale: Scale::Row(&rows), k }, &x, shape);
+            if k.is_multiple_of(64) {
+                let scale = Scale::Group { scale: &scale, group_size: 64 };
+                check("groups of 64", Rows { qdata: &qdata, scale, k }, &x, shape);
+            }
+            let (q, x_scale) = (codes(&mut sample, m * k), sample.vec(m, 0.1));
+            let zero_point: Vec<i32> = (0..m).map(|_| code(&mut sample).into()).collect();
+            let sums = row_sums(&qdata, k);
+            let w = Weight { qdata: &qdata, scale: &rows, row_sums: Some(&sums) };
+            for zero_point in [None, Some(&zero_point[..])] {
+                check_dynamic(w, Activation { q: &q, scale: &x_scale, zero_point }, shape);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_name_says_what_runs() {
+    let row = Scale::Row(&[]);
+    let group = |group_size| Scale::Group { scale: &[], group_size };
+    for isa in Isa::available() {
+        let name = |scale, m, k| kernel_name(isa, scale, Shape { m, n: 0, k });
+        let wanted = match isa {
+            Isa::Scalar | Isa::Neon(_) => ["scalar-int8xf32"; 4],
+            Isa::Avx512Vnni(_) => [
+                "x86-int8xint16-avx512vnni-gemv",
+                "x86-int8xint16-avx512vnni-gemm",
+                "x86-int8xf32-avx2-rows",
+                "x86-int8xf32-avx2-rows",
+            ],
+            Isa::Avx2(_) | Isa::Avx512(_) => [
+                "x86-int8xint16-avx2-gemv",
+                "x86-int8xint16-avx2-gemm",
+                "x86-int8xf32-avx2-rows",
+                "x86-int8xf32-avx2-rows",
+            ],
+        };
+        let got = [
+            name(row, GEMV_MAX_M, 256),
+            name(group(32), GEMV_MAX_M + 1, 256),
+            name(row, 1, 255),
+            name(group(48), 20, 480),
+        ];
+        assert_eq!(got, wanted, "{}", isa.name());
+    }
+}
+
 #[test]
 fn nan_and_infinity_spoil_their_own_row_only() {
     let mut sample = Sample(0x1_8002);

@@ -179,7 +179,8 @@ impl Weight for Int4Weight {
 
     fn kernel(&self, cpu: &Cpu, m: usize) -> String {
         if self.has_kernel() {
-            int4_linear::kernel_name(cpu.isa(), m).to_owned()
+            let (n, k) = self.shape;
+            int4_linear::kernel_name(cpu.isa(), Shape { m, n, k }, self.group_size).to_owned()
         } else {
             dequantize_then_multiply_name(cpu, m)
         }

@@ -135,7 +135,9 @@ impl Weight for Int8Weight {
     }
 
     fn kernel(&self, cpu: &Cpu, m: usize) -> String {
-        int8_linear::kernel_name(cpu.isa(), m).to_owned()
+        let (n, k) = self.shape;
+        let name = |scale| int8_linear::kernel_name(cpu.isa(), scale, Shape { m, n, k });
+        self.scales().map_or("none: the scales are not f32", name).to_owned()
     }
 
     fn cost(&self, m: usize) -> Cost {

@@ -8,7 +8,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{Packed, PanelBlock, Tiling, WeightBlock, run};
+use super::{Packed, PanelBlock, Source, TileRows, WeightBlock, by_blocks};
 use crate::isa::Avx2;
 use crate::lanes::{load8, store8};
 use crate::{Cpu, Shape};
@@ -19,38 +19,31 @@ const ROWS: usize = 6;
 /// Columns in which exact sums are kept in registers.
 pub(crate) const EXACT_BLOCK: usize = 128;
 
-/// The panels for `m` tokens.
-pub(crate) fn tiling(m: usize) -> Tiling {
-    Tiling { width: if m <= 8 { 8 } else { 16 }, rows: ROWS }
+/// Tokens of a panel, for `m` tokens.
+pub(crate) fn width(m: usize) -> usize {
+    if m <= 8 { 8 } else { 16 }
 }
 
-/// Sums of blocks, each scaled; `fill(rows, b, block)` writes block b of some rows of weights.
+/// Sums of blocks, each scaled.
 pub(crate) fn scaled(
     isa: Avx2,
     cpu: &Cpu,
     x: &Packed<i16>,
-    (y, shape): (&mut [f32], Shape),
-    fill: impl Fn(Range<usize>, usize, &mut WeightBlock<i16>) + Sync,
-    finish: impl Fn(usize, f32) -> f32 + Sync,
+    y: (&mut [f32], Shape),
+    weights: &Source<
+        impl Fn(Range<usize>, usize, &mut WeightBlock<i16>) + Sync,
+        impl Fn(usize, usize) + Sync,
+    >,
 ) {
-    let tiling = Tiling { width: x.width, rows: ROWS };
-    let unit = |rows: Range<usize>, panels: Range<usize>, sums: &mut [f32]| {
-        let padded = rows.len().next_multiple_of(ROWS);
-        let mut w = WeightBlock::new(padded, x.block);
-        for b in 0..x.blocks {
-            fill(rows.clone(), b, &mut w);
-            let sums = sums.chunks_exact_mut(padded * x.width);
-            for (p, sums) in panels.clone().zip(sums) {
-                scaled_block(isa, &w, x.block(p, b), (x.block, x.width), sums);
-            }
-        }
+    let multiply = |w: TileRows<'_, i16>, panel: PanelBlock<'_, i16>, sums: &mut [f32]| {
+        scaled_block(isa, w, panel, (x.block, x.width), sums);
     };
-    run(cpu, shape, y, tiling, unit, |_, n, sum| finish(n, sum));
+    by_blocks(cpu, x, y, weights, (ROWS, multiply), |_, _, sums, y| y.copy_from_slice(sums));
 }
 
 fn scaled_block(
     _: Avx2,
-    w: &WeightBlock<i16>,
+    w: TileRows<'_, i16>,
     x: PanelBlock<'_, i16>,
     size: (usize, usize),
     sums: &mut [f32],
@@ -61,7 +54,7 @@ fn scaled_block(
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn scaled_block_avx2(
-    w: &WeightBlock<i16>,
+    w: TileRows<'_, i16>,
     x: PanelBlock<'_, i16>,
     (block, width): (usize, usize),
     sums: &mut [f32],
@@ -79,12 +72,12 @@ fn scaled_block_avx2(
 /// P pairs of k, V vectors of tokens.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn scaled_rows<const P: usize, const V: usize>(
-    w: &WeightBlock<i16>,
+    w: TileRows<'_, i16>,
     x: PanelBlock<'_, i16>,
     sums: &mut [f32],
 ) {
     let params = w.scale.as_chunks::<ROWS>().0.iter().zip(w.zero.as_chunks::<ROWS>().0);
-    let rows = tiles::<P>(&w.q).iter().zip(params);
+    let rows = tiles::<P>(w.q).iter().zip(params);
     let sums = sums.as_chunks_mut::<8>().0.as_chunks_mut::<V>().0.as_chunks_mut::<ROWS>().0;
     for ((w, (scale, zero)), sums) in rows.zip(sums) {
         let whole = tile::<P, V>(w, vectors::<P, V>(x.q));
@@ -103,33 +96,27 @@ fn scaled_rows<const P: usize, const V: usize>(
     }
 }
 
-/// Exact sums; `fill(rows, b, block)` writes block b of some rows of weights.
+/// Exact sums.
 pub(crate) fn exact(
     isa: Avx2,
     cpu: &Cpu,
     x: &Packed<i16>,
-    (y, shape): (&mut [f32], Shape),
-    fill: impl Fn(Range<usize>, usize, &mut WeightBlock<i16>) + Sync,
-    finish: impl Fn(usize, usize, i32) -> f32 + Sync,
+    y: (&mut [f32], Shape),
+    weights: &Source<
+        impl Fn(Range<usize>, usize, &mut WeightBlock<i16>) + Sync,
+        impl Fn(usize, usize) + Sync,
+    >,
+    finish: impl Fn(usize, usize, &[i32], &mut [f32]) + Sync,
 ) {
-    let tiling = Tiling { width: x.width, rows: ROWS };
-    let unit = |rows: Range<usize>, panels: Range<usize>, sums: &mut [i32]| {
-        let padded = rows.len().next_multiple_of(ROWS);
-        let mut w = WeightBlock::new(padded, x.block);
-        for b in 0..x.blocks {
-            fill(rows.clone(), b, &mut w);
-            let sums = sums.chunks_exact_mut(padded * x.width);
-            for (p, sums) in panels.clone().zip(sums) {
-                exact_block(isa, &w, x.block(p, b), x.width, sums);
-            }
-        }
+    let multiply = |w: TileRows<'_, i16>, panel: PanelBlock<'_, i16>, sums: &mut [i32]| {
+        exact_block(isa, w, panel, x.width, sums);
     };
-    run(cpu, shape, y, tiling, unit, finish);
+    by_blocks(cpu, x, y, weights, (ROWS, multiply), finish);
 }
 
 fn exact_block(
     _: Avx2,
-    w: &WeightBlock<i16>,
+    w: TileRows<'_, i16>,
     x: PanelBlock<'_, i16>,
     width: usize,
     sums: &mut [i32],
@@ -139,7 +126,7 @@ fn exact_block(
 }
 
 #[target_feature(enable = "avx2")]
-fn exact_block_avx2(w: &WeightBlock<i16>, x: PanelBlock<'_, i16>, width: usize, sums: &mut [i32]) {
+fn exact_block_avx2(w: TileRows<'_, i16>, x: PanelBlock<'_, i16>, width: usize, sums: &mut [i32]) {
     const PAIRS: usize = EXACT_BLOCK / 2;
     match width {
         16 => exact_rows::<PAIRS, 2>(w, x, sums),
@@ -149,12 +136,12 @@ fn exact_block_avx2(w: &WeightBlock<i16>, x: PanelBlock<'_, i16>, width: usize, 
 
 #[target_feature(enable = "avx2")]
 fn exact_rows<const P: usize, const V: usize>(
-    w: &WeightBlock<i16>,
+    w: TileRows<'_, i16>,
     x: PanelBlock<'_, i16>,
     sums: &mut [i32],
 ) {
     let sums = sums.as_chunks_mut::<8>().0.as_chunks_mut::<V>().0.as_chunks_mut::<ROWS>().0;
-    for (w, sums) in tiles::<P>(&w.q).iter().zip(sums) {
+    for (w, sums) in tiles::<P>(w.q).iter().zip(sums) {
         let whole = tile::<P, V>(w, vectors::<P, V>(x.q));
         for r in 0..ROWS {
             for v in 0..V {

@@ -1,14 +1,15 @@
 //! The integer GEMM behind the int8 linear layers, for more tokens than a GEMV takes.
 //!
 //! `c[n, m] = Σ_blocks (Σ_k q[n, k] · a[m, k]) · s_w[n, b] · s_x[m, b] + zero[n, b] · Σ_k x[m, k]`, or exact 32-bit sums.
-//! Activations (M, K) i16, weights (N, K) i16 written block by block by the caller's `fill`.
-//! Activations are packed once: panels of 8 or 16 tokens, in which the tokens' pairs of k lie side by side. A block of
-//! weights (48 rows × 32 to 128 columns, row-major) stays in the first-level cache while every panel passes. A tile
-//! broadcasts a weight's pair and multiplies it with a vector of tokens.
+//! Activations (M, K) i16 or i8, weights (N, K) i16 or u8 written block by block by the caller's `fill`.
+//! Activations are packed once: panels of 8 to 32 tokens, in which the tokens' pairs (i16) or fours (i8) of k lie side by
+//! side. A block of weights (48 rows × 32 to 256 columns, row-major) stays in the first-level cache while every panel
+//! passes. A tile broadcasts a weight's pair or four and multiplies it with a vector of tokens.
 //! Error: sums within a block are exact; blocks are added in f32, or in i32 exactly.
 //! Source: the tiling of `dense_linear::panels`, with integer products.
 
 pub(crate) mod avx2;
+pub(crate) mod avx512vnni;
 
 use std::ops::Range;
 
@@ -48,13 +49,17 @@ pub(crate) struct PanelBlock<'a, T> {
     pub(crate) sum: &'a [f32],
 }
 
+/// Columns that are packed at a time: their cache lines stay in the first level while one token after the other
+/// goes in.
+const PACK_COLUMNS: usize = 256;
+
 impl<T: Copy + Default + Send + Sync> Packed<T> {
-    /// Packs rows of `k` (of which the last block may lack some) in groups of `group`.
-    pub(crate) fn new(
+    /// Packs rows of `k` (of which the last block may lack some) in groups of G.
+    pub(crate) fn new<const G: usize>(
         cpu: &Cpu,
         rows: &[T],
         k: usize,
-        (block, group): (usize, usize),
+        block: usize,
         width: usize,
     ) -> Packed<T> {
         let (m, blocks) = (rows.len() / k.max(1), k.div_ceil(block));
@@ -62,9 +67,10 @@ impl<T: Copy + Default + Send + Sync> Packed<T> {
         let mut q = vec![T::default(); m.next_multiple_of(width) * padded_k];
         cpu.threads().chunks_mut(&mut q, width * padded_k, |p, panel| {
             let rows = &rows[p * width * k..];
-            for (lane, row) in rows.chunks_exact(k).take(width).enumerate() {
-                for (to, from) in panel.chunks_exact_mut(width * group).zip(row.chunks(group)) {
-                    to[lane * group..][..from.len()].copy_from_slice(from);
+            for (part, to) in panel.chunks_mut(PACK_COLUMNS * width).enumerate() {
+                let to = to.as_chunks_mut::<G>().0;
+                for (lane, row) in rows.chunks_exact(k).take(width).enumerate() {
+                    pack_row(&row[part * PACK_COLUMNS..], lane, width, to);
                 }
             }
         });
@@ -103,15 +109,38 @@ impl Packed<i16> {
         width: usize,
     ) -> Packed<i16> {
         let m = from.q.len() / from.padded_k;
-        let mut packed = Packed::new(cpu, &from.q, from.padded_k, (from.block, 2), width);
+        let mut packed = Packed::new::<2>(cpu, &from.q, from.padded_k, from.block, width);
         packed.scale = packed.lanes(m, |m, b| from.row_scale(m)[b]);
         if let Some((x, k)) = x {
             packed.sum = packed.lanes(m, |m, b| {
                 let row = &x[m * k..][..k];
-                row[b * from.block..k.min((b + 1) * from.block)].iter().sum()
+                sum(&row[b * from.block..k.min((b + 1) * from.block)])
             });
         }
         packed
+    }
+}
+
+/// In eight sums, so that one addition need not wait for another.
+fn sum(x: &[f32]) -> f32 {
+    let mut sums = [0.0; 8];
+    let (body, tail) = x.as_chunks::<8>();
+    for x in body {
+        sums.iter_mut().zip(x).for_each(|(sum, &x)| *sum += x);
+    }
+    sums.iter().chain(tail).sum()
+}
+
+/// Groups of G of one token's row, into their lane.
+#[inline]
+fn pack_row<T: Copy, const G: usize>(row: &[T], lane: usize, width: usize, to: &mut [[T; G]]) {
+    let (whole, tail) = row.as_chunks::<G>();
+    let mut places = to.chunks_exact_mut(width);
+    for (from, to) in whole.iter().zip(places.by_ref()) {
+        to[lane] = *from;
+    }
+    if let Some(to) = places.next() {
+        to[lane][..tail.len()].copy_from_slice(tail);
     }
 }
 
@@ -123,22 +152,86 @@ pub(crate) struct WeightBlock<T> {
     pub(crate) zero: Vec<f32>,
 }
 
+/// The rows of a tile.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TileRows<'a, T> {
+    pub(crate) q: &'a [T],
+    pub(crate) scale: &'a [f32],
+    pub(crate) zero: &'a [f32],
+}
+
 impl<T: Copy + Default> WeightBlock<T> {
+    fn tile(&self, tile: usize, rows: usize) -> TileRows<'_, T> {
+        let block = self.q.len() / self.scale.len();
+        let (start, end) = (tile * rows, (tile + 1) * rows);
+        TileRows {
+            q: &self.q[start * block..end * block],
+            scale: &self.scale[start..end],
+            zero: &self.zero[start..end],
+        }
+    }
+
     pub(crate) fn new(rows: usize, block: usize) -> WeightBlock<T> {
         let zeros = vec![0.0; rows];
         WeightBlock { q: vec![T::default(); rows * block], scale: zeros.clone(), zero: zeros }
     }
 }
 
+/// Where weights come from: `fill(rows, b, block)` writes block b of some rows, `ahead(row, b)` asks for a row's block to
+/// be brought near.
+pub(crate) struct Source<F, A> {
+    pub(crate) fill: F,
+    pub(crate) ahead: A,
+}
+
+/// All of K, block by block: `multiply(w, x, sums)` adds the products of a tile's rows with a panel's block to
+/// `sums[row][token]`; then `finish(m, n, sums, y)` turns the sums of token m and rows n.. into results.
+///
+/// The next block of weights is asked for a little at every tile: all at once, the requests would wait for each other.
+pub(crate) fn by_blocks<W, T, C>(
+    cpu: &Cpu,
+    x: &Packed<T>,
+    (y, shape): (&mut [f32], Shape),
+    weights: &Source<
+        impl Fn(Range<usize>, usize, &mut WeightBlock<W>) + Sync,
+        impl Fn(usize, usize) + Sync,
+    >,
+    (tile_rows, multiply): (usize, impl Fn(TileRows<'_, W>, PanelBlock<'_, T>, &mut [C]) + Sync),
+    finish: impl Fn(usize, usize, &[C], &mut [f32]) + Sync,
+) where
+    W: Copy + Default,
+    T: Copy + Default + Send + Sync,
+    C: Copy + Default,
+{
+    let tiling = Tiling { width: x.width, rows: tile_rows };
+    let unit = |rows: Range<usize>, panels: Range<usize>, sums: &mut [C]| {
+        let padded = rows.len().next_multiple_of(tile_rows);
+        let share = rows.len().div_ceil((padded / tile_rows) * panels.len());
+        let mut w = WeightBlock::new(padded, x.block);
+        for b in 0..x.blocks {
+            (weights.fill)(rows.clone(), b, &mut w);
+            let mut next = rows.clone().filter(|_| b + 1 < x.blocks);
+            for (p, sums) in panels.clone().zip(sums.chunks_exact_mut(padded * x.width)) {
+                let tiles = sums.chunks_exact_mut(tile_rows * x.width);
+                for (tile, sums) in tiles.enumerate() {
+                    next.by_ref().take(share).for_each(|row| (weights.ahead)(row, b + 1));
+                    multiply(w.tile(tile, tile_rows), x.block(p, b), sums);
+                }
+            }
+        }
+    };
+    run(cpu, shape, y, tiling, unit, finish);
+}
+
 /// Cuts the work into units and calls `unit(rows, panels, sums)` for each, which adds to `sums[panel][row][token]`; then
 /// `y[m, n] = finish(m, n, sum)`.
-pub(crate) fn run<C: Copy + Default>(
+fn run<C: Copy + Default>(
     cpu: &Cpu,
     Shape { m, n, .. }: Shape,
     y: &mut [f32],
     tiling: Tiling,
     unit: impl Fn(Range<usize>, Range<usize>, &mut [C]) + Sync,
-    finish: impl Fn(usize, usize, C) -> f32 + Sync,
+    finish: impl Fn(usize, usize, &[C], &mut [f32]) + Sync,
 ) {
     let Tiling { width, rows: tile_rows } = tiling;
     let threads = cpu.threads();
@@ -152,11 +245,13 @@ pub(crate) fn run<C: Copy + Default>(
         let mut sums = vec![C::default(); panels.len() * padded * width];
         unit(tile.cols(), panels, &mut sums);
         let first_n = tile.cols().start;
+        let mut row = vec![C::default(); tile.cols().len()];
         for (t, m) in tile.rows().enumerate() {
             let from = &sums[t / width * padded * width..][t % width..];
-            for (i, y) in tile.row(t).iter_mut().enumerate() {
-                *y = finish(m, first_n + i, from[i * width]);
+            for (to, from) in row.iter_mut().zip(from.iter().step_by(width)) {
+                *to = *from;
             }
+            finish(m, first_n, &row, tile.row(t));
         }
     });
 }
