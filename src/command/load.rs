@@ -9,7 +9,8 @@ use crate::value::{Kind, Value};
 ///
 /// `tiny` is a small language model inside the program; it needs no network. A folder holds config.json,
 /// model.safetensors (or shards with an index) and tokenizer.json; a file is .safetensors or .gguf.
-/// `hf:ORG/NAME` fetches a folder once and keeps it in Hugging Face's cache.
+/// `hf:ORG/NAME` fetches a folder once and keeps it in Hugging Face's cache; HF_HOME, HF_TOKEN, HF_ENDPOINT,
+/// HF_HUB_OFFLINE and SSL_CERT_FILE are heeded, and a download that broke off goes on where it ended.
 #[derive(Debug, clap::Args)]
 pub(super) struct Load {
     /// `tiny`, a folder, a file, or hf:ORG/NAME
