@@ -114,6 +114,7 @@ fn multiply(
 ) {
     let x = x.rows(rows.clone());
     let mut out = vec![[0.0; LANES]; rows.len()];
+    #[cfg(target_arch = "x86_64")]
     let mut scratch = Vec::new();
     for (p, panel) in panels.enumerate() {
         out.fill([0.0; LANES]);
