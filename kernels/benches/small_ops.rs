@@ -3,12 +3,13 @@
 //! Every group runs the best instruction set on one thread and on all; the throughput is
 //! bytes moved, or multiply-adds counted as two for attention, from the kernel's own `cost`.
 
-use aolab_kernels::attention::{self, AttentionShape};
+use aolab_kernels::attention::{self, AttentionShape, Keys};
+use aolab_kernels::kv_cache::{self, CacheFormat, KvCache};
 use aolab_kernels::{
     Cost, Cpu, Threads, activation, dtypes, embedding, logits, norm, rope, softmax,
 };
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use half::{bf16, f16};
+use half::bf16;
 use std::hint::black_box;
 
 /// The machine's teams: one thread, and all of them.
@@ -137,25 +138,38 @@ fn attentions(c: &mut Criterion) {
             let shape =
                 AttentionShape { m, heads, kv_heads, head_dim, past, capacity, window, scale };
             let q = numbers(m * heads * head_dim);
-            let cache = numbers(kv_heads * capacity * head_dim);
-            let halves: Vec<f16> = cache.iter().map(|&x| f16::from_f32(x)).collect();
+            let rows = numbers(kv_heads * capacity * head_dim);
             let mut out = q.clone();
-            let name = attention::kernel_name(cpu.isa(), &shape);
-            let throughput = |nbytes| {
-                let cost = attention::cost(&shape, nbytes);
-                if m > 1 { Throughput::Elements(cost.flops) } else { bytes(cost) }
-            };
-            let id = format!("f32 {m} behind {past}, {heads}/{kv_heads} × {head_dim}");
-            bench(c, cpu, [name, &id], throughput(4), || {
-                attention::attention(cpu, black_box(&q), &cache, &cache, &shape, &mut out);
-            });
-            let id = format!("f16 {m} behind {past}, {heads}/{kv_heads} × {head_dim}");
-            bench(c, cpu, [name, &id], throughput(2), || {
-                attention::attention(cpu, black_box(&q), &halves, &halves, &shape, &mut out);
-            });
+            for format in CacheFormat::ALL {
+                let mut cache = KvCache::new(format, 1, [kv_heads, capacity, head_dim]);
+                cache.store(0, 0, [&rows, &rows]);
+                let name = attention::kernel_name(cpu.isa(), &shape, format);
+                let cost = attention::cost(&shape, format);
+                let throughput = if m > 1 { Throughput::Elements(cost.flops) } else { bytes(cost) };
+                let id = format!("{m} behind {past}, {heads}/{kv_heads} × {head_dim}");
+                bench(c, cpu, [&name, &id], throughput, || {
+                    let keys = Keys { cache: &cache, layer: 0, new: None };
+                    attention::attention(cpu, black_box(&q), keys, &shape, &mut out);
+                });
+            }
         }
     }
 }
 
-criterion_group!(small_ops, norms, ropes, rows, elements, attentions);
+fn caches(c: &mut Criterion) {
+    let cpu = &Cpu::new(None);
+    for (format, &(m, kv_heads, d)) in
+        CacheFormat::ALL.iter().flat_map(|f| kv_cache::SHAPES.iter().map(move |s| (*f, s)))
+    {
+        let new = numbers(m * kv_heads * d);
+        let mut cache = KvCache::new(format, 1, [kv_heads, m, d]);
+        let id = format!("({m}, {kv_heads}, {d})");
+        let throughput = bytes(kv_cache::cost(format, (m, kv_heads, d)));
+        bench(c, cpu, [&kv_cache::kernel_name(format), &id], throughput, || {
+            cache.store(0, 0, [black_box(&new), &new]);
+        });
+    }
+}
+
+criterion_group!(small_ops, norms, ropes, rows, elements, attentions, caches);
 criterion_main!(small_ops);

@@ -32,6 +32,7 @@ pub mod int4_linear;
 pub mod int8_activation;
 pub mod int8_linear;
 pub mod isa;
+pub mod kv_cache;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
 pub mod logits;
@@ -42,6 +43,7 @@ pub mod mmap;
 pub mod norm;
 pub mod norm_backward;
 pub mod packed_linear;
+pub mod pages;
 pub mod parallel;
 pub mod real;
 pub mod rope;

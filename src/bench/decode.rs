@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use aolab_kernels::{Cpu, machine};
+use aolab_kernels::{Cost, Cpu, machine};
 use serde::{Deserialize, Serialize};
 
 use super::{Times, peak_rss_bytes, reset_peak_rss};
@@ -33,8 +33,12 @@ pub struct DecodeResult {
     pub ms_per_token_p90: f64,
     /// One over the median time.
     pub tokens_per_s: f64,
-    /// Bytes that one token needs: every weight once, and the cache.
+    /// Bytes that one token needs: every weight once, and the keys and values in the middle of the timed tokens.
     pub bytes_per_token: u64,
+    /// How keys and values are kept, by [`CacheFormat::name`](aolab_kernels::kv_cache::CacheFormat::name).
+    pub kv_cache: String,
+    /// Bytes of the keys and values among them.
+    pub kv_cache_bytes: u64,
     /// Those bytes over the median time.
     pub gb_per_s: f64,
     /// Read bandwidth of this machine with the same threads, measured in the same run.
@@ -61,10 +65,16 @@ pub struct PrefillResult {
     pub ms: f64,
     /// Tokens over the median time.
     pub tokens_per_s: f64,
-    /// Operations of the linear layers over the median time.
+    /// The median time over the tokens.
+    pub ms_per_token: f64,
+    /// Operations of the linear layers, the output layer's for one token, over the median time.
     pub gflop_per_s: f64,
     /// The f32 multiply-add peak of this machine with the same threads, measured in the same run.
     pub peak_gflop_per_s: f64,
+    /// Bytes of every weight once, of what goes in and out of the layers, and of the cache, over the median time.
+    pub gb_per_s: f64,
+    /// Read bandwidth of this machine with the same threads, measured in the same run.
+    pub read_gb_per_s: f64,
     /// Peak resident memory of the process while it was timed.
     pub peak_rss_bytes: Option<u64>,
 }
@@ -122,7 +132,9 @@ pub fn decode(
     }
     progress(timed.len(), timed.len());
     let times = Times::from_samples(seconds);
-    let bytes_per_token = bytes_per_token(model, config.context + config.tokens / 2);
+    let positions = config.context + config.tokens / 2;
+    let kv_cache_bytes = context.cache().nbytes_of(positions) as u64;
+    let bytes_per_token = weight_bytes(model, 1) + kv_cache_bytes;
     Ok(DecodeResult {
         context: config.context,
         tokens: config.tokens,
@@ -130,20 +142,26 @@ pub fn decode(
         ms_per_token_p90: 1e3 * times.quantile(9, 10),
         tokens_per_s: 1.0 / times.median(),
         bytes_per_token,
+        kv_cache: model.kv_cache.name().to_owned(),
+        kv_cache_bytes,
         gb_per_s: bytes_per_token as f64 / times.median() * 1e-9,
         read_gb_per_s,
         peak_rss_bytes: peak_rss_bytes(),
     })
 }
 
-/// Every weight once, and the keys and values of `positions`.
-fn bytes_per_token(model: &Model, positions: usize) -> u64 {
-    let config = &model.config;
+/// Every weight once, and what goes in and out of the layers; the output layer sees one token only.
+fn weight_bytes(model: &Model, m: usize) -> u64 {
+    let costs = linears_and_head(model, m);
+    costs.map(|cost| cost.bytes).sum()
+}
+
+/// The cost of each linear layer for `m` tokens, and of the output layer for one.
+fn linears_and_head(model: &Model, m: usize) -> impl Iterator<Item = Cost> {
     let linears = model.linears();
-    let head = if model.lm_head.is_none() { Some(model.head().cost(1).bytes) } else { None };
-    let weights: u64 = linears.iter().map(|(_, linear)| linear.weight.cost(1).bytes).sum();
-    let cache = 2 * 4 * positions * config.num_key_value_heads * config.head_dim;
-    weights + head.unwrap_or(0) + (cache * config.num_hidden_layers) as u64
+    let count = linears.len() - usize::from(model.lm_head.is_some());
+    let head = model.head().cost(1);
+    linears.into_iter().take(count).map(move |(_, linear)| linear.weight.cost(m)).chain([head])
 }
 
 /// Times whole prompts, logits of the last token included.
@@ -156,6 +174,7 @@ pub fn prefill(
 ) -> Result<PrefillResult> {
     check_fits(model, config.tokens)?;
     let peak_gflop_per_s = machine::f32_peak(cpu, CEILING_SECONDS);
+    let read_gb_per_s = machine::read_bandwidth(cpu, CEILING_SECONDS);
     reset_peak_rss();
     let tokens = random_tokens(model, config.tokens);
     let d = model.config.hidden_size;
@@ -172,8 +191,8 @@ pub fn prefill(
         seconds.push(start.elapsed().as_secs_f64());
     }
     progress(config.repeats, config.repeats);
-    let linears = model.linears();
-    let flops: u64 = linears.iter().map(|(_, l)| l.weight.cost(config.tokens).flops).sum();
+    let flops: u64 = linears_and_head(model, config.tokens).map(|cost| cost.flops).sum();
+    let bytes = weight_bytes(model, config.tokens) + context.cache().nbytes() as u64;
     let seconds = Times::from_samples(seconds).median();
     Ok(PrefillResult {
         tokens: config.tokens,
@@ -181,6 +200,9 @@ pub fn prefill(
         tokens_per_s: config.tokens as f64 / seconds,
         gflop_per_s: flops as f64 / seconds * 1e-9,
         peak_gflop_per_s,
+        ms_per_token: 1e3 * seconds / config.tokens as f64,
+        gb_per_s: bytes as f64 / seconds * 1e-9,
+        read_gb_per_s,
         peak_rss_bytes: peak_rss_bytes(),
     })
 }

@@ -4,6 +4,10 @@ use super::{DecodeResult, LinearResult, Peaks, PrefillResult};
 use crate::error::Result;
 use crate::table::{Cell, Table};
 
+/// What the last column holds.
+const PEAK: &str =
+    "peak RSS: the most that this process held from before the first token on, its model included";
+
 impl DecodeResult {
     /// One row; rows of several models can be appended to each other.
     pub fn table(&self, model: &str) -> Result<Table> {
@@ -15,11 +19,14 @@ impl DecodeResult {
             .column("bytes/token")
             .column_unit("bandwidth", "GB/s")
             .column_unit("of read bandwidth", "%")
+            .column("KV cache")
             .column("peak RSS")
             .with_note(format!(
-                "batch 1, {} tokens behind a context of {}; bytes: every weight and the cache once",
-                self.tokens, self.context
+                "batch 1, {} tokens behind a context of {}; bytes: every weight once, what goes in and out of \
+                 the layers, and the {} keys and values of the middle token",
+                self.tokens, self.context, self.kv_cache
             ))
+            .with_note(PEAK)
             .with_note(format!(
                 "read bandwidth measured in this run: {:.1} GB/s",
                 self.read_gb_per_s
@@ -32,6 +39,7 @@ impl DecodeResult {
             Cell::Bytes(self.bytes_per_token),
             Cell::Float(self.gb_per_s),
             Cell::Float(100.0 * self.gb_per_s / self.read_gb_per_s),
+            Cell::Bytes(self.kv_cache_bytes),
             self.peak_rss_bytes.map_or(Cell::Missing, Cell::Bytes),
         ])?;
         Ok(table)
@@ -45,23 +53,31 @@ impl PrefillResult {
             .column("model")
             .column_unit("speed", "tok/s")
             .column_unit("median", "ms")
+            .column_unit("a token", "ms/token")
             .column_unit("rate", "GFLOP/s")
             .column_unit("of f32 peak", "%")
+            .column_unit("bandwidth", "GB/s")
+            .column_unit("of read bandwidth", "%")
             .column("peak RSS")
             .with_note(format!(
-                "one prompt of {} tokens, logits of its last; the rate counts the linear layers",
+                "one prompt of {} tokens, logits of its last; the rate counts the linear layers; bytes: every \
+                 weight once, what goes in and out of the layers, and the cache",
                 self.tokens
             ))
+            .with_note(PEAK)
             .with_note(format!(
-                "f32 multiply-add peak measured in this run: {:.1} GFLOP/s",
-                self.peak_gflop_per_s
+                "measured in this run: f32 multiply-add peak {:.1} GFLOP/s, read bandwidth {:.1} GB/s",
+                self.peak_gflop_per_s, self.read_gb_per_s
             ));
         table.push([
             Cell::Text(model.to_owned()),
             Cell::Float(self.tokens_per_s),
             Cell::Float(self.ms),
+            Cell::Float(self.ms_per_token),
             Cell::Float(self.gflop_per_s),
             Cell::Float(100.0 * self.gflop_per_s / self.peak_gflop_per_s),
+            Cell::Float(self.gb_per_s),
+            Cell::Float(100.0 * self.gb_per_s / self.read_gb_per_s),
             self.peak_rss_bytes.map_or(Cell::Missing, Cell::Bytes),
         ])?;
         Ok(table)

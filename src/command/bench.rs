@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use half::bf16;
 
+use super::kv_cache_format::KvCacheFormat;
 use super::{Command, Example, Group, Output};
 use crate::bench::{
     DecodeConfig, LinearCase, Peaks, PrefillConfig, ceilings, decode, linear, prefill,
@@ -43,6 +44,9 @@ enum What {
         /// Timed tokens
         #[arg(long, default_value_t = 64)]
         tokens: usize,
+        /// How keys and values are kept
+        #[arg(long, value_enum, default_value = "f32")]
+        kv_cache: KvCacheFormat,
     },
     /// Read a prompt with a model: tok/s, GFLOP/s, share of the multiply-add peak, memory
     Prefill {
@@ -241,6 +245,11 @@ impl Command for Bench {
             expect: "tok/s",
         },
         Example {
+            line: "load tiny | bench decode --tokens 8 --kv-cache int8",
+            about: "with keys and values in 8 bits",
+            expect: "KV cache",
+        },
+        Example {
             line: "load tiny | bench prefill --tokens 32 --repeats 1",
             about: "tokens per second of a prompt",
             expect: "of f32 peak",
@@ -266,8 +275,8 @@ impl Command for Bench {
         let task = session.task("timing");
         let progress = &mut |done, total| task.progress(done, total);
         let table = match self.what {
-            What::Decode { context, tokens } => {
-                let model = model?;
+            What::Decode { context, tokens, kv_cache } => {
+                let model = model?.with_kv_cache(kv_cache.get());
                 let config = DecodeConfig { context, tokens };
                 decode(&model, &cpu, &config, progress)?.table(&model.name)?
             }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::kv_cache_format::KvCacheFormat;
 use super::{Command, Example, Group, Output};
 use crate::data::texts;
 use crate::error::Result;
@@ -20,6 +21,17 @@ pub(super) struct Eval {
 enum Measure {
     /// How well the model predicts a text: exp of the mean negative log-likelihood
     Perplexity {
+        #[command(flatten)]
+        text: TextArgs,
+        /// How keys and values are kept; quantized ones are read token by token
+        #[arg(long, value_enum, default_value = "f32")]
+        kv_cache: KvCacheFormat,
+    },
+    /// What a narrower key and value cache does to the predictions, format by format
+    KvCache {
+        /// Formats, separated by commas
+        #[arg(value_enum, value_delimiter = ',', default_values_t = KvCacheFormat::ALL)]
+        formats: Vec<KvCacheFormat>,
         #[command(flatten)]
         text: TextArgs,
     },
@@ -99,6 +111,16 @@ impl Command for Eval {
             about: "which layers lost most",
             expect: "mlp.down_proj",
         },
+        Example {
+            line: "load tiny | eval perplexity --windows 1 --kv-cache int8",
+            about: "with keys and values in 8 bits",
+            expect: "kv-int8",
+        },
+        Example {
+            line: "load tiny | eval kv-cache f16,int8,int4 --windows 1",
+            about: "what a narrower cache costs, format by format",
+            expect: "bytes/token",
+        },
     ];
 
     fn run(self, session: &mut Session, input: Value) -> Result<Value> {
@@ -107,10 +129,19 @@ impl Command for Eval {
         let task = session.task("reading");
         let progress = &mut |done, total| task.progress(done, total);
         let table = match &self.measure {
-            Measure::Perplexity { text } => {
+            Measure::Perplexity { text, kv_cache } => {
+                let model = model.with_kv_cache(kv_cache.get());
                 let (words, config) = text.read()?;
                 eval::perplexity(&model, &cpu, &words, &config, progress)?
                     .table(&model.name, &text.name())?
+            }
+            Measure::KvCache { formats, text } => {
+                let formats: Vec<_> = formats.iter().map(|format| format.get()).collect();
+                let (words, mut config) = text.read()?;
+                // Reading token by token takes its time.
+                config.windows = config.windows.or(Some(8));
+                let named = (words.as_str(), &*text.name());
+                eval::kv_cache(&model, &formats, &cpu, named, &config, progress)?
             }
             Measure::Kl { base, text } => {
                 let base = session.model_called(base)?;

@@ -1,5 +1,6 @@
 //! `generate`
 
+use super::kv_cache_format::KvCacheFormat;
 use super::{Command, Example, Group, Output};
 use crate::error::{Error, Result};
 use crate::generate::{GenerateConfig, Stop, generate};
@@ -28,6 +29,9 @@ pub(super) struct Generate {
     /// The same seed writes the same text [default: the session's]
     #[arg(long)]
     seed: Option<u64>,
+    /// How keys and values are kept
+    #[arg(long, value_enum, default_value = "f32")]
+    kv_cache: KvCacheFormat,
 }
 
 impl Command for Generate {
@@ -46,10 +50,15 @@ impl Command for Generate {
             about: "a sampled one, the same each time",
             expect: "The state of our economy",
         },
+        Example {
+            line: "load tiny | generate \"My fellow citizens,\" --max-new-tokens 12 --kv-cache int8",
+            about: "with keys and values in 8 bits",
+            expect: "My fellow citizens,",
+        },
     ];
 
     fn run(self, session: &mut Session, input: Value) -> Result<Value> {
-        let model = input.into_model()?;
+        let model = input.into_model()?.with_kv_cache(self.kv_cache.get());
         let config = GenerateConfig {
             max_new_tokens: self.max_new_tokens,
             temperature: self.temperature,

@@ -17,6 +17,7 @@
 mod clap_faults;
 mod complete;
 mod entry;
+mod kv_cache_format;
 mod pipeline;
 mod reference;
 

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::perplexity::LOGIT_ROWS;
 use super::sqnr::Power;
-use super::{Convention, EvalConfig, Progress, Window, mean_and_error, windows_of};
+use super::{Convention, EvalConfig, Progress, mean_and_error, windows_of};
 use crate::error::{Error, Result};
-use crate::model::{Model, NoObserver};
+use crate::model::Model;
 
 /// What [`kl`] found. Divergences are `KL(base ‖ model)` in nats.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -63,13 +63,13 @@ pub fn kl(
     let mut tallies: Vec<Tally> = models.iter().map(|_| Tally::default()).collect();
     let total = windows.len() * models.len();
     for (done, window) in windows.iter().enumerate() {
-        let base_hidden = read(base, cpu, window)?;
+        let base_hidden = base.read(cpu, &window.tokens)?;
         let mut hidden = Vec::with_capacity(models.len());
         for (i, model) in models.iter().enumerate() {
             if !progress(done * models.len() + i, total) {
                 return Err(Error::Cancelled);
             }
-            hidden.push(read(model, cpu, window)?);
+            hidden.push(model.read(cpu, &window.tokens)?);
         }
         let positions = window.first_target - 1..window.tokens.len() - 1;
         for start in positions.clone().step_by(LOGIT_ROWS) {
@@ -84,12 +84,6 @@ pub fn kl(
     }
     progress(total, total);
     Ok(tallies.into_iter().map(|tally| tally.result(config.convention, context)).collect())
-}
-
-/// The normed hidden states of a window.
-fn read(model: &Model, cpu: &Cpu, window: &Window) -> Result<Vec<f32>> {
-    let mut context = model.context(window.tokens.len());
-    model.forward(cpu, &window.tokens, &mut context, &mut NoObserver)
 }
 
 fn logits_of(model: &Model, cpu: &Cpu, hidden: &[f32], rows: Range<usize>) -> Result<Vec<f32>> {

@@ -1,12 +1,14 @@
 //! What quantization did to a model's answers: perplexity, divergence from a baseline, signal-to-noise.
 
 mod kl;
+mod kv_cache;
 mod perplexity;
 mod report;
 mod sqnr;
 mod windows;
 
 pub use kl::{KlResult, kl};
+pub use kv_cache::kv_cache;
 pub use perplexity::{PerplexityResult, perplexity};
 pub use sqnr::{LayerSqnr, SqnrResult, sqnr};
 pub use windows::{Convention, Window, cut};

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Convention, EvalConfig, Progress, Window, mean_and_error, windows_of};
 use crate::error::{Error, Result};
-use crate::model::{Model, NoObserver};
+use crate::model::Model;
 
 /// What [`perplexity`] found, with its convention.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -81,8 +81,7 @@ pub(super) const LOGIT_ROWS: usize = 64;
 
 /// The negative log-likelihood of each target of `window`, in order.
 fn negative_log_likelihoods(model: &Model, cpu: &Cpu, window: &Window) -> Result<Vec<f64>> {
-    let mut context = model.context(window.tokens.len());
-    let hidden = model.forward(cpu, &window.tokens, &mut context, &mut NoObserver)?;
+    let hidden = model.read(cpu, &window.tokens)?;
     let d = model.config.hidden_size;
     // Row i predicts token i + 1.
     let rows = &hidden[(window.first_target - 1) * d..(window.tokens.len() - 1) * d];

@@ -1,15 +1,16 @@
 //! A weight kept in the blocks of a GGUF file.
 
+use std::any::Any;
 use std::fmt;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use aolab_kernels::ggml::linear::{self, Panels};
+use aolab_kernels::ggml::linear::{self, Activation, Panels};
 use aolab_kernels::ggml::{self, BlockType};
 use aolab_kernels::{Cpu, Shape};
 use serde_json::{Value as Json, json};
 
-use super::{Weight, check_linear};
+use super::{Job, Weight, check_linear};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
@@ -109,6 +110,27 @@ impl Weight for BlockWeight {
         let (n, k) = self.shape();
         check_linear(x, m, y, (n, k))?;
         linear::linear(cpu, self.panels(cpu), x, y, Shape { m, n, k });
+        Ok(())
+    }
+
+    fn linear_many(&self, cpu: &Cpu, x: &[f32], m: usize, jobs: &mut [Job<'_>]) -> Result<()> {
+        let k = self.k;
+        let panels: Option<Vec<&Panels>> = jobs
+            .iter()
+            .map(|(weight, _)| {
+                Some((*weight as &dyn Any).downcast_ref::<BlockWeight>()?.panels(cpu))
+            })
+            .collect();
+        let Some(panels) = panels.filter(|all| all.iter().all(|panels| panels.k() == k)) else {
+            return jobs.iter_mut().try_for_each(|(weight, y)| weight.linear(cpu, x, m, y));
+        };
+        for (weight, y) in &*jobs {
+            check_linear(x, m, y, weight.shape())?;
+        }
+        let x = Activation::quantize(cpu, x, m, k);
+        let outputs = jobs.iter_mut().map(|(_, y)| &mut **y);
+        let mut layers: Vec<(&Panels, &mut [f32])> = panels.into_iter().zip(outputs).collect();
+        linear::linear_many(cpu, &mut layers, &x);
         Ok(())
     }
 

@@ -1,10 +1,11 @@
 //! The forward pass: tokens in, hidden states and logits out, with a key/value cache.
 
-use aolab_kernels::attention::{self, AttentionShape};
+use aolab_kernels::attention::{self, AttentionShape, Keys};
+use aolab_kernels::kv_cache::KvCache;
 use aolab_kernels::rope::{self, RopeShape};
 use aolab_kernels::{Cpu, activation, norm};
 
-use super::{Layer, Linear, Model};
+use super::{Job, Layer, Linear, Model};
 use crate::error::{Context as _, Error, Result};
 
 /// Sees what flows through the model: calibration, statistics, tests.
@@ -32,8 +33,7 @@ impl Observer for NoObserver {}
 pub struct Context {
     capacity: usize,
     len: usize,
-    /// Per block: keys, then values, each `(kv_heads, capacity, head_dim)`.
-    cache: Vec<(Vec<f32>, Vec<f32>)>,
+    cache: KvCache,
     /// Cosines and sines, `(capacity, head_dim / 2)` each.
     cos: Vec<f32>,
     sin: Vec<f32>,
@@ -75,9 +75,9 @@ impl Context {
         self.len = self.len.min(len);
     }
 
-    /// The bytes of the cache.
-    pub fn nbytes(&self) -> usize {
-        self.cache.iter().map(|(k, v)| 4 * (k.len() + v.len())).sum()
+    /// The keys and values of every block.
+    pub fn cache(&self) -> &KvCache {
+        &self.cache
     }
 }
 
@@ -85,11 +85,11 @@ impl Context {
 const MAX_CHUNK: usize = 512;
 
 impl Model {
-    /// An empty context for up to `capacity` positions.
+    /// An empty context for up to `capacity` positions, its cache in the model's format.
     pub fn context(&self, capacity: usize) -> Context {
         let config = &self.config;
-        let numel = config.num_key_value_heads * capacity * config.head_dim;
-        let cache = self.layers.iter().map(|_| (vec![0.0; numel], vec![0.0; numel])).collect();
+        let shape = [config.num_key_value_heads, capacity, config.head_dim];
+        let cache = KvCache::new(self.kv_cache, self.layers.len(), shape);
         let (cos, sin) = rope::tables(&config.inv_freq(), 0..capacity, 1.0);
         Context { capacity, len: 0, cache, cos, sin, scratch: Scratch::default() }
     }
@@ -109,6 +109,18 @@ impl Model {
             self.forward_chunk(cpu, chunk, context, observer, out)?;
         }
         Ok(out)
+    }
+
+    /// [`Model::forward`] over a whole text, as its predictions are to be judged. A quantized cache answers only for
+    /// tokens of earlier calls, so that such a model reads one token a call, as it does when it writes.
+    pub fn read(&self, cpu: &Cpu, tokens: &[u32]) -> Result<Vec<f32>> {
+        let mut context = self.context(tokens.len());
+        let at_once = if self.kv_cache.is_quantized() { 1 } else { tokens.len().max(1) };
+        let mut hidden = Vec::with_capacity(tokens.len() * self.config.hidden_size);
+        for tokens in tokens.chunks(at_once) {
+            hidden.extend(self.forward(cpu, tokens, &mut context, &mut NoObserver)?);
+        }
+        Ok(hidden)
     }
 
     /// The logits `(M, vocabulary)` of normed hidden states `(M, hidden)`.
@@ -207,9 +219,12 @@ impl Block<'_> {
         let eps = config.rms_norm_eps;
         let weight = layer.input_layernorm.as_slice()?;
         norm::rms_norm(self.cpu, &s.x, weight, eps, &mut s.normed);
-        self.linear("self_attn.q_proj", &layer.q_proj, &s.normed, &mut s.q)?;
-        self.linear("self_attn.k_proj", &layer.k_proj, &s.normed, &mut s.k)?;
-        self.linear("self_attn.v_proj", &layer.v_proj, &s.normed, &mut s.v)?;
+        let qkv = &mut [
+            ("self_attn.q_proj", &layer.q_proj, &mut *s.q),
+            ("self_attn.k_proj", &layer.k_proj, &mut *s.k),
+            ("self_attn.v_proj", &layer.v_proj, &mut *s.v),
+        ];
+        self.linears(&s.normed, qkv)?;
         if let (Some(q_norm), Some(k_norm)) = (&layer.q_norm, &layer.k_norm) {
             // The attention's output is not there yet: its buffer holds the normed queries.
             norm::rms_norm(self.cpu, &s.q, q_norm.as_slice()?, eps, &mut s.attended);
@@ -224,9 +239,6 @@ impl Block<'_> {
             let shape = RopeShape { m, heads, head_dim: d };
             rope::apply(self.cpu, x, shape, cos, sin, rope::Order::Half);
         }
-        let (keys, values) = &mut context.cache[self.index];
-        store(&s.k, keys, kv_heads, d, past, context.capacity);
-        store(&s.v, values, kv_heads, d, past, context.capacity);
         let shape = AttentionShape {
             m,
             heads,
@@ -237,8 +249,14 @@ impl Block<'_> {
             window: config.window(self.index),
             scale: softmax_scale(d),
         };
-        attention::attention(self.cpu, &s.q, keys, values, &shape, &mut s.attended);
-        self.linear("self_attn.o_proj", &layer.o_proj, &s.attended, &mut s.projected)?;
+        let new = [&*s.k, &*s.v];
+        context.cache.store(self.index, past, new);
+        // As in torchao, a quantized cache answers for the tokens before; this call's are as they came.
+        let new = context.cache.format().is_quantized().then_some(new);
+        let keys = Keys { cache: &context.cache, layer: self.index, new };
+        attention::attention(self.cpu, &s.q, keys, &shape, &mut s.attended);
+        let o = ("self_attn.o_proj", &layer.o_proj, &mut *s.projected);
+        self.linears(&s.attended, &mut [o])?;
         add(&mut s.x, &s.projected);
         Ok(())
     }
@@ -249,42 +267,43 @@ impl Block<'_> {
         let weight = layer.post_attention_layernorm.as_slice()?;
         let eps = self.model.config.rms_norm_eps;
         norm::rms_norm(self.cpu, &s.x, weight, eps, &mut s.normed);
-        self.linear("mlp.gate_proj", &layer.gate_proj, &s.normed, &mut s.gate)?;
-        self.linear("mlp.up_proj", &layer.up_proj, &s.normed, &mut s.up)?;
+        let gate_up = &mut [
+            ("mlp.gate_proj", &layer.gate_proj, &mut *s.gate),
+            ("mlp.up_proj", &layer.up_proj, &mut *s.up),
+        ];
+        self.linears(&s.normed, gate_up)?;
         activation::silu_mul(self.cpu, &s.gate, &s.up, &mut s.activated);
-        self.linear("mlp.down_proj", &layer.down_proj, &s.activated, &mut s.projected)?;
+        let down = ("mlp.down_proj", &layer.down_proj, &mut *s.projected);
+        self.linears(&s.activated, &mut [down])?;
         add(&mut s.x, &s.projected);
         Ok(())
     }
 
-    fn linear(
-        &mut self,
-        name: &'static str,
-        linear: &Linear,
-        x: &[f32],
-        y: &mut [f32],
-    ) -> Result<()> {
-        self.observer.linear_input(self.index, name, x);
-        linear.weight.linear(self.cpu, x, self.m, y)?;
-        if let Some(bias) = &linear.bias {
-            add_bias(y, bias.as_slice()?);
+    /// The linear layers of `group`, which all read `x`: what prepares x does so once.
+    fn linears(&mut self, x: &[f32], group: &mut [Named<'_>]) -> Result<()> {
+        for (name, _, _) in &*group {
+            self.observer.linear_input(self.index, name, x);
+        }
+        let weights = group.iter_mut().map(|(_, linear, y)| (&*linear.weight, &mut **y));
+        let mut jobs: Vec<Job<'_>> = weights.collect();
+        if let Some((first, _)) = jobs.first() {
+            first.linear_many(self.cpu, x, self.m, &mut jobs)?;
+        }
+        for (_, linear, y) in group {
+            if let Some(bias) = &linear.bias {
+                add_bias(y, bias.as_slice()?);
+            }
         }
         Ok(())
     }
 }
 
+/// A linear layer by name, and where its output goes.
+type Named<'a> = (&'static str, &'a Linear, &'a mut [f32]);
+
 #[expect(clippy::cast_precision_loss, reason = "head dimensions are far below 2²⁴")]
 fn softmax_scale(head_dim: usize) -> f32 {
     1.0 / (head_dim as f32).sqrt()
-}
-
-/// Copies new keys or values `(M, kv_heads, d)` behind the `past` ones of `(kv_heads, capacity, d)`.
-fn store(new: &[f32], cache: &mut [f32], kv_heads: usize, d: usize, past: usize, capacity: usize) {
-    for (i, row) in new.chunks_exact(kv_heads * d).enumerate() {
-        for (head, values) in row.chunks_exact(d).enumerate() {
-            cache[(head * capacity + past + i) * d..][..d].copy_from_slice(values);
-        }
-    }
 }
 
 fn add(x: &mut [f32], y: &[f32]) {

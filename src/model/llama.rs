@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use aolab_kernels::kv_cache::CacheFormat;
+
 use super::{ModelConfig, ParameterSource, Weight};
 use crate::data::Tokenizer;
 use crate::error::{Context as _, Error, Result, did_you_mean};
@@ -93,6 +95,8 @@ pub struct Model {
     pub norm: Tensor,
     /// The output layer; `None` where it is tied to the embedding.
     pub lm_head: Option<Linear>,
+    /// How [`Model::context`] keeps keys and values.
+    pub kv_cache: CacheFormat,
 }
 
 impl Model {
@@ -121,7 +125,19 @@ impl Model {
             lm_head,
             tokenizer,
             config: Arc::new(config),
+            kv_cache: CacheFormat::F32,
         })
+    }
+
+    /// The same model with its keys and values kept in `format` (X27), which its name then says.
+    #[must_use]
+    pub fn with_kv_cache(&self, format: CacheFormat) -> Model {
+        let mut model = self.clone();
+        if format != self.kv_cache {
+            model.name = format!("{}·kv-{}", self.name, format.name());
+        }
+        model.kv_cache = format;
+        model
     }
 
     /// Every linear layer with its name, in the order in which they run. A tied output layer is the

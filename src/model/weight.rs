@@ -1,5 +1,6 @@
 //! What a linear layer's weight can do.
 
+use std::any::Any;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use crate::tensor::{DType, Tensor};
 ///
 /// [`Weight::dequantize_rows`] defines the format; every kernel is tested against it. `linear` has a
 /// slow right default, so that a new format works on its first day and gets a kernel later.
-pub trait Weight: Send + Sync + fmt::Debug {
+pub trait Weight: Any + Send + Sync + fmt::Debug {
     /// `(N, K)`: output features, input features.
     fn shape(&self) -> (usize, usize);
 
@@ -61,6 +62,12 @@ pub trait Weight: Send + Sync + fmt::Debug {
         dequantize_then_multiply(self, cpu, x, m, y)
     }
 
+    /// `y = x · Wᵀ` for every `(W, y)` of `jobs`, this weight the first of them: the layers that read the same x. A
+    /// format that prepares x (quantizes it, say) does so once for all here; the default multiplies one by one.
+    fn linear_many(&self, cpu: &Cpu, x: &[f32], m: usize, jobs: &mut [Job<'_>]) -> Result<()> {
+        jobs.iter_mut().try_for_each(|(weight, y)| weight.linear(cpu, x, m, y))
+    }
+
     /// The name of the kernel that [`Weight::linear`] runs for `m` rows.
     fn kernel(&self, cpu: &Cpu, m: usize) -> String {
         dequantize_then_multiply_name(cpu, m)
@@ -73,6 +80,9 @@ pub trait Weight: Send + Sync + fmt::Debug {
         Cost { bytes: (self.nbytes() + activations) as u64, flops: 2 * (m * n * k) as u64 }
     }
 }
+
+/// A weight `(N, K)` and the `(M, N)` values that it makes.
+pub type Job<'a> = (&'a dyn Weight, &'a mut [f32]);
 
 /// Rows of the weight that are expanded at once: few enough to stay in a core's L2 cache.
 const ROWS_AT_ONCE: usize = 64;

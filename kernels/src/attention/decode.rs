@@ -4,9 +4,8 @@
 //! end within a head. What a share gives for a head is partial; the parts are merged at the end by
 //! their maxima, as the online softmax merges tiles.
 
-use super::{AttentionShape, CacheElement, decode_avx2};
+use super::{AttentionShape, Keys, Run, Simd, WHOLE, decode_avx2, decode_avx512, run_of_new};
 use crate::Cpu;
-use crate::isa::Avx2;
 use std::ops::Range;
 
 /// Keys of a tile: the scores of a tile are 64 numbers a row.
@@ -16,10 +15,11 @@ pub(super) const TILE: usize = 64;
 /// microsecond that a loop costs to start.
 const PARALLEL_FROM: usize = 1 << 16;
 
-/// Keys of one head.
+/// Keys of one head: some of those in the cache, or the new ones.
 struct Segment {
     kv_head: usize,
     keys: Range<usize>,
+    new: bool,
 }
 
 /// What the online softmax keeps of the rows of one head: `max` and `sum` (rows), `o` (rows, head_dim).
@@ -37,27 +37,35 @@ impl<'a> Rows<'a> {
     }
 }
 
-pub(super) fn decode<T: CacheElement>(
-    avx2: Avx2,
+pub(super) fn decode(
+    simd: Simd,
     cpu: &Cpu,
     q: &[f32],
-    caches: [&[T]; 2],
+    keys: Keys<'_>,
     shape: &AttentionShape,
     out: &mut [f32],
 ) {
     let AttentionShape { m, heads, kv_heads, head_dim, .. } = *shape;
     let rows = m * shape.group();
     let seen = shape.visible(0).start..shape.visible(m - 1).end;
+    let end = keys.cached_end(shape);
+    let cached = seen.start.min(end)..seen.end.min(end);
     let work = 2 * m * heads * head_dim * seen.len();
     let shares = if work < PARALLEL_FROM { 1 } else { cpu.threads().count() };
-    let shares: Vec<Vec<Segment>> =
-        (0..shares).map(|i| share(i, shares, kv_heads, &seen)).collect();
+    let mut shares: Vec<Vec<Segment>> =
+        (0..shares).map(|i| share(i, shares, kv_heads, &cached)).collect();
+    if keys.new.is_some() {
+        let new = seen.start.max(end)..seen.end;
+        let segment = |kv_head| Segment { kv_head, keys: new.clone(), new: true };
+        let count = shares.len();
+        (0..kv_heads).for_each(|kv_head| shares[kv_head % count].push(segment(kv_head)));
+    }
     let per_head = rows * (head_dim + 2);
     let most = shares.iter().map(Vec::len).max().unwrap_or(0);
     let mut partial = vec![0.0; shares.len() * most * per_head];
     cpu.threads().chunks_mut(&mut partial, most * per_head, |i, partial| {
         for (segment, partial) in shares[i].iter().zip(partial.chunks_exact_mut(per_head)) {
-            one_segment(avx2, q, caches, shape, segment, Rows::of(partial, rows));
+            one_segment(simd, q, keys, shape, segment, Rows::of(partial, rows));
         }
     });
     for kv_head in 0..kv_heads {
@@ -80,20 +88,20 @@ fn share(i: usize, shares: usize, kv_heads: usize, seen: &Range<usize>) -> Vec<S
         let first = kv_head * keys;
         let from = start.clamp(first, first + keys) - first;
         let to = end.clamp(first, first + keys) - first;
-        Segment { kv_head, keys: seen.start + from..seen.start + to }
+        Segment { kv_head, keys: seen.start + from..seen.start + to, new: false }
     };
     (0..kv_heads).map(segment).filter(|segment| !segment.keys.is_empty()).collect()
 }
 
-fn one_segment<T: CacheElement>(
-    avx2: Avx2,
+fn one_segment(
+    simd: Simd,
     q: &[f32],
-    [k_cache, v_cache]: [&[T]; 2],
+    keys: Keys<'_>,
     shape: &AttentionShape,
     segment: &Segment,
     mut state: Rows<'_>,
 ) {
-    let AttentionShape { m, heads, head_dim, capacity, .. } = *shape;
+    let AttentionShape { m, heads, head_dim, .. } = *shape;
     let group = shape.group();
     let rows = m * group;
     // The rows of this head side by side, scaled: (M · group, head_dim).
@@ -102,20 +110,75 @@ fn one_segment<T: CacheElement>(
         let q = &token[segment.kv_head * group * head_dim..][..group * head_dim];
         scaled.extend(q.iter().map(|q| q * shape.scale));
     }
+    let mut room = [const { Vec::new() }; 2];
+    let run = if segment.new {
+        keys.gather_new(shape, segment.kv_head, &mut room);
+        run_of_new(shape, &room)
+    } else {
+        keys.cached(shape, segment.kv_head)
+    };
     state.max.fill(f32::NEG_INFINITY);
+    let mut tiles = Tiles { simd, run, head_dim, wide: Vec::new() };
     let mut s = vec![0.0; rows * TILE];
-    let [mut k_wide, mut v_wide] = [Vec::new(), Vec::new()];
-    let first = segment.kv_head * capacity;
     for start in segment.keys.clone().step_by(TILE) {
         let keys = start..segment.keys.end.min(start + TILE);
-        let at = (first + keys.start) * head_dim..(first + keys.end) * head_dim;
-        let k = T::widen_all(avx2, &k_cache[at.clone()], &mut k_wide);
-        decode_avx2::scores(avx2, &scaled, k, head_dim, &mut s);
+        tiles.scores(&scaled, &keys, &mut s);
         for (row, s) in s.chunks_exact_mut(TILE).enumerate() {
             mask(&shape.visible(row / group), &keys, s);
         }
-        let v = T::widen_all(avx2, &v_cache[at], &mut v_wide);
-        decode_avx2::take(avx2, &mut s, v, head_dim, &mut state);
+        // The next tile's keys are fetched while this one's values are summed.
+        let next = keys.end..segment.keys.end.min(keys.end + TILE);
+        tiles.take(&mut s, &keys, &next, &mut state);
+    }
+}
+
+/// Where the tiles of a segment come from, and which kernels take them.
+struct Tiles<'a> {
+    simd: Simd,
+    run: Run<'a>,
+    head_dim: usize,
+    /// A tile as f32, where the kernel wants it so.
+    wide: Vec<f32>,
+}
+
+impl Tiles<'_> {
+    fn scores(&mut self, q: &[f32], keys: &Range<usize>, s: &mut [f32]) {
+        let (d, rows) = (self.head_dim, self.run.rows(keys));
+        match self.simd {
+            Simd::Avx512(avx512) if d.is_multiple_of(WHOLE) => {
+                decode_avx512::scores(avx512, q, [self.run.k, self.run.v], rows, d, s);
+            }
+            simd => {
+                let k = self.run.k.widen(simd.avx2(), rows, &mut self.wide);
+                decode_avx2::scores(simd.avx2(), q, k, d, s);
+            }
+        }
+    }
+
+    fn take(
+        &mut self,
+        s: &mut [f32],
+        keys: &Range<usize>,
+        next: &Range<usize>,
+        state: &mut Rows<'_>,
+    ) {
+        let (d, rows) = (self.head_dim, self.run.rows(keys));
+        let avx2 = self.simd.avx2();
+        match self.simd {
+            Simd::Avx512(avx512) if d.is_multiple_of(WHOLE) => {
+                let next = self.run.rows(next);
+                decode_avx2::take(avx2, s, d, state, |s, alpha, o| {
+                    let sides = [self.run.v, self.run.k];
+                    decode_avx512::values(avx512, s, sides, [&rows, &next], alpha, o);
+                });
+            }
+            _ => {
+                let v = self.run.v.widen(avx2, rows, &mut self.wide);
+                decode_avx2::take(avx2, s, d, state, |s, alpha, o| {
+                    decode_avx2::values(avx2, s, v, d, alpha, o);
+                });
+            }
+        }
     }
 }
 

@@ -22,8 +22,15 @@ pub(super) fn scores(_proof: Avx2, q: &[f32], k: &[f32], head_dim: usize, s: &mu
     }
 }
 
-/// Takes a tile of scores and its values into the state of the rows.
-pub(super) fn take(_proof: Avx2, s: &mut [f32], v: &[f32], head_dim: usize, state: &mut Rows<'_>) {
+/// Takes a tile of scores into the state of the rows, up to four at a time; `values` then sums their values:
+/// o (rows, head_dim) = o · alpha + p (rows, 64) · V.
+pub(super) fn take(
+    _proof: Avx2,
+    s: &mut [f32],
+    head_dim: usize,
+    state: &mut Rows<'_>,
+    mut values: impl FnMut(&mut [f32], [f32; 4], &mut [f32]),
+) {
     let (mut max, mut sum) = (&mut *state.max, &mut *state.sum);
     for (s, o) in s.chunks_mut(4 * TILE).zip(state.o.chunks_mut(4 * head_dim)) {
         let rows = s.len() / TILE;
@@ -35,16 +42,28 @@ pub(super) fn take(_proof: Avx2, s: &mut [f32], v: &[f32], head_dim: usize, stat
             // SAFETY: the token is made only after AVX2 and FMA were detected.
             alpha[row] = unsafe { softmax_step(s, &mut max4[row], &mut sum4[row]) };
         }
-        match rows {
-            // SAFETY: as above.
-            4 => unsafe { values_of::<4, 2>(s, v, head_dim, alpha, o) },
-            // SAFETY: as above.
-            3 => unsafe { values_of::<3, 3>(s, v, head_dim, alpha, o) },
-            // SAFETY: as above.
-            2 => unsafe { values_of::<2, 4>(s, v, head_dim, alpha, o) },
-            // SAFETY: as above.
-            _ => unsafe { values_of::<1, 8>(s, v, head_dim, alpha, o) },
-        }
+        values(s, alpha, o);
+    }
+}
+
+/// o (rows, head_dim) = o · alpha + p (rows, 64) · V (keys, head_dim) for up to four rows.
+pub(super) fn values(
+    _proof: Avx2,
+    p: &[f32],
+    v: &[f32],
+    head_dim: usize,
+    alpha: [f32; 4],
+    o: &mut [f32],
+) {
+    match p.len() / TILE {
+        // SAFETY: the token is made only after AVX2 and FMA were detected.
+        4 => unsafe { values_of::<4, 2>(p, v, head_dim, alpha, o) },
+        // SAFETY: as above.
+        3 => unsafe { values_of::<3, 3>(p, v, head_dim, alpha, o) },
+        // SAFETY: as above.
+        2 => unsafe { values_of::<2, 4>(p, v, head_dim, alpha, o) },
+        // SAFETY: as above.
+        _ => unsafe { values_of::<1, 8>(p, v, head_dim, alpha, o) },
     }
 }
 
@@ -112,7 +131,7 @@ fn dots<const R: usize, const K: usize>(q: &[f32], k: &[f32], head_dim: usize, s
 /// The sum of each of four vectors.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn sum_each([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+pub(super) fn sum_each([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
     let v = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
     let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
     let mut sums = [0.0; 4];

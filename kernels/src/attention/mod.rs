@@ -1,9 +1,10 @@
 //! `out[i, h] = Σ_j softmax_j(scale · q[i, h] · k[h / G, j]) · v[h / G, j]`, over the keys j that query i may see:
 //! `past + i − window < j ≤ past + i`, and G = heads / kv_heads query heads share a key and value head.
-//! q (M, heads, head_dim) f32 · k, v caches (kv_heads, capacity, head_dim) f32, f16 or bf16 → out (M, heads, head_dim) f32.
-//! All row-major; the caches already hold past + M entries, query i's own at past + i.
-//! Error: |out − f64 result| ≤ (K + 8 · head_dim + 64) · 2⁻²⁴ · max |v| · (1 + max |score|), K the keys seen.
-//! Source: Ainslie et al. 2023 (arXiv 2305.13245), grouped queries; Dao 2023 (arXiv 2307.08691), online softmax.
+//! q (M, heads, head_dim) f32 · k, v of a [`KvCache`] (kv_heads, capacity, head_dim) in its format → out (M, heads, head_dim) f32.
+//! All row-major; the cache holds past + M entries, query i's own at past + i, or past ones while the M new come in f32 beside it.
+//! Error against the dequantized cache: |out − f64 result| ≤ (K + 8 · head_dim + 64) · 2⁻²⁴ · max |v| · (1 + max |score|), K the keys seen.
+//! Source: Ainslie et al. 2023 (arXiv 2305.13245), grouped queries; Dao 2023 (arXiv 2307.08691), online softmax; torchao for the new
+//! keys that stay unquantized (X27), and for masks that are never built but follow from past, M and the window (its linear causal mask).
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -13,12 +14,12 @@ mod avx512;
 mod decode;
 #[cfg(target_arch = "x86_64")]
 mod decode_avx2;
-mod element;
+#[cfg(target_arch = "x86_64")]
+mod decode_avx512;
 #[cfg(target_arch = "x86_64")]
 mod prefill;
 
-pub use element::CacheElement;
-
+use crate::kv_cache::{CacheFormat, KvCache, Rows};
 use crate::{Cost, Cpu, Isa};
 use std::ops::Range;
 
@@ -56,7 +57,7 @@ impl AttentionShape {
         end.saturating_sub(window)..end
     }
 
-    fn check(&self, q: usize, k: usize, v: usize, out: usize) {
+    fn check(&self, q: &[f32], keys: &Keys<'_>, out: &[f32]) {
         let AttentionShape { m, heads, kv_heads, head_dim, past, capacity, .. } = *self;
         assert!(
             kv_heads > 0 && heads.is_multiple_of(kv_heads),
@@ -64,35 +65,88 @@ impl AttentionShape {
         );
         assert!(past + m <= capacity, "attention: {past} + {m} tokens, room for {capacity}");
         assert!(self.window != Some(0), "attention: a window of 0 shows nothing");
-        assert_eq!(q, m * heads * head_dim, "attention: q must be (M, heads, head_dim)");
-        assert_eq!(out, q, "attention: out must be as long as q");
-        assert_eq!(k, kv_heads * capacity * head_dim, "attention: k must fill its cache");
-        assert_eq!(v, k, "attention: v must be as long as k");
+        assert_eq!(q.len(), m * heads * head_dim, "attention: q must be (M, heads, head_dim)");
+        assert_eq!(out.len(), q.len(), "attention: out must be as long as q");
+        let wanted = [kv_heads, capacity, head_dim];
+        assert_eq!(keys.cache.shape(), wanted, "attention: the cache must have the call's shape");
+        if let Some([k, v]) = keys.new {
+            assert_eq!(k.len(), m * kv_heads * head_dim, "attention: new keys for M tokens");
+            assert_eq!(v.len(), k.len(), "attention: v must be as long as k");
+        }
     }
 }
 
-/// Attention of `m` queries over the caches; see the head of this file.
-pub fn attention<T: CacheElement>(
-    cpu: &Cpu,
-    q: &[f32],
-    k_cache: &[T],
-    v_cache: &[T],
-    shape: &AttentionShape,
-    out: &mut [f32],
-) {
-    shape.check(q.len(), k_cache.len(), v_cache.len(), out.len());
+/// The keys and values of a call.
+#[derive(Clone, Copy, Debug)]
+pub struct Keys<'a> {
+    /// Those of the tokens before, and of this call's where `new` is `None`.
+    pub cache: &'a KvCache,
+    /// The layer of the cache.
+    pub layer: usize,
+    /// Keys and values `(M, kv_heads, head_dim)` of this call's tokens, which then are not looked up in the cache.
+    pub new: Option<[&'a [f32]; 2]>,
+}
+
+/// Keys of one head that lie side by side: `k` and `v` hold key `first_key` in row `first_row`.
+#[derive(Clone, Copy, Debug)]
+struct Run<'a> {
+    k: Rows<'a>,
+    v: Rows<'a>,
+    first_key: usize,
+    first_row: usize,
+}
+
+impl Run<'_> {
+    fn rows(&self, keys: &Range<usize>) -> Range<usize> {
+        let row = |key: usize| key - self.first_key + self.first_row;
+        row(keys.start)..row(keys.end)
+    }
+}
+
+impl<'a> Keys<'a> {
+    /// The keys of a head that are in the cache.
+    fn cached(&self, shape: &AttentionShape, kv_head: usize) -> Run<'a> {
+        let (k, v) = (self.cache.keys(self.layer), self.cache.values(self.layer));
+        Run { k, v, first_key: 0, first_row: kv_head * shape.capacity }
+    }
+
+    /// How many keys of each head the cache is asked for.
+    fn cached_end(&self, shape: &AttentionShape) -> usize {
+        if self.new.is_some() { shape.past } else { shape.past + shape.m }
+    }
+
+    /// The new keys and values of a head, row after row, in `room`.
+    fn gather_new(&self, shape: &AttentionShape, kv_head: usize, room: &mut [Vec<f32>; 2]) {
+        let Some(new) = self.new else { return };
+        for (room, new) in room.iter_mut().zip(new) {
+            room.clear();
+            for token in new.chunks_exact(shape.kv_heads * shape.head_dim) {
+                room.extend_from_slice(&token[kv_head * shape.head_dim..][..shape.head_dim]);
+            }
+        }
+    }
+}
+
+/// New keys that [`Keys::gather_new`] put side by side.
+fn run_of_new<'a>(shape: &AttentionShape, [k, v]: &'a [Vec<f32>; 2]) -> Run<'a> {
+    let rows = |numbers| Rows::f32(numbers, shape.head_dim);
+    Run { k: rows(k), v: rows(v), first_key: shape.past, first_row: 0 }
+}
+
+/// Attention of `m` queries over keys and values; see the head of this file.
+pub fn attention(cpu: &Cpu, q: &[f32], keys: Keys<'_>, shape: &AttentionShape, out: &mut [f32]) {
+    shape.check(q, &keys, out);
     if out.is_empty() {
         return;
     }
-    let caches = [k_cache, v_cache];
     match cpu.isa() {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(avx2) => tiled(Simd::Avx2(avx2), cpu, q, caches, shape, out),
+        Isa::Avx2(avx2) => tiled(Simd::Avx2(avx2), cpu, q, keys, shape, out),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(avx512) => tiled(Simd::Avx512(avx512), cpu, q, caches, shape, out),
+        Isa::Avx512(avx512) => tiled(Simd::Avx512(avx512), cpu, q, keys, shape, out),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni(vnni) => tiled(Simd::Avx512(vnni.avx512()), cpu, q, caches, shape, out),
-        _ => attention_scalar(cpu, q, caches, shape, out),
+        Isa::Avx512Vnni(vnni) => tiled(Simd::Avx512(vnni.avx512()), cpu, q, keys, shape, out),
+        _ => attention_scalar(cpu, q, keys, shape, out),
     }
 }
 
@@ -119,71 +173,96 @@ impl Simd {
 }
 
 #[cfg(target_arch = "x86_64")]
-fn tiled<T: CacheElement>(
+fn tiled(
     simd: Simd,
     cpu: &Cpu,
     q: &[f32],
-    caches: [&[T]; 2],
+    keys: Keys<'_>,
     shape: &AttentionShape,
     out: &mut [f32],
 ) {
     if shape.m * shape.group() < PREFILL_FROM || shape.m == 1 {
-        decode::decode(simd.avx2(), cpu, q, caches, shape, out);
+        decode::decode(simd, cpu, q, keys, shape, out);
     } else {
-        prefill::prefill(simd, cpu, q, caches, shape, out);
+        prefill::prefill(simd, cpu, q, keys, shape, out);
     }
 }
 
 /// What one call moves and computes: the visible cache read once, q read, out written; an exp counts as one.
-pub fn cost(shape: &AttentionShape, element_nbytes: usize) -> Cost {
+pub fn cost(shape: &AttentionShape, format: CacheFormat) -> Cost {
     let AttentionShape { m, heads, kv_heads, head_dim, .. } = *shape;
     let seen: usize = (0..m).map(|i| shape.visible(i).len()).sum();
     let read = if m == 0 { 0 } else { shape.visible(m - 1).end - shape.visible(0).start };
     Cost {
-        bytes: (8 * m * heads * head_dim + 2 * read * kv_heads * head_dim * element_nbytes) as u64,
+        bytes: (8 * m * heads * head_dim + 2 * read * kv_heads * format.row_nbytes(head_dim))
+            as u64,
         flops: (seen * heads * (4 * head_dim + 4)) as u64,
     }
 }
 
-/// The kernel that runs on `isa` for this shape.
-pub fn kernel_name(isa: Isa, shape: &AttentionShape) -> &'static str {
+/// The kernel that runs on `isa` for this shape and format, such as `x86-decode-attention-int8-avx512`.
+pub fn kernel_name(isa: Isa, shape: &AttentionShape, format: CacheFormat) -> String {
     let few = shape.m * shape.group() < PREFILL_FROM || shape.m == 1;
-    match isa {
-        Isa::Scalar | Isa::Neon(_) => "scalar-attention-f32",
-        Isa::Avx2(_) | Isa::Avx512(_) | Isa::Avx512Vnni(_) if few => {
-            "x86-decode-attention-f32-avx2"
-        }
-        Isa::Avx2(_) => "x86-prefill-attention-f32-avx2",
-        Isa::Avx512(_) | Isa::Avx512Vnni(_) => "x86-prefill-attention-f32-avx512",
-    }
+    let kind = if few { "decode" } else { "prefill" };
+    let isa = match isa {
+        Isa::Scalar | Isa::Neon(_) => return format!("scalar-attention-{}", format.name()),
+        Isa::Avx2(_) => "avx2",
+        // Heads of other lengths than decode_avx512 takes.
+        _ if few && !shape.head_dim.is_multiple_of(WHOLE) => "avx2",
+        _ => "avx512",
+    };
+    format!("x86-{kind}-attention-{}-{isa}", format.name())
 }
 
-fn attention_scalar<T: CacheElement>(
-    cpu: &Cpu,
-    q: &[f32],
-    [k_cache, v_cache]: [&[T]; 2],
-    shape: &AttentionShape,
-    out: &mut [f32],
-) {
-    let AttentionShape { heads, head_dim, capacity, .. } = *shape;
+/// Numbers that the AVX-512 decode kernel takes at a time: what shares 16 bytes of nibbles.
+const WHOLE: usize = 32;
+
+fn attention_scalar(cpu: &Cpu, q: &[f32], keys: Keys<'_>, shape: &AttentionShape, out: &mut [f32]) {
+    let AttentionShape { heads, head_dim, .. } = *shape;
     cpu.threads().chunks_mut(out, heads * head_dim, |i, out| {
         let visible = shape.visible(i);
+        let [mut k, mut v] = [const { Vec::new() }; 2];
         for (h, out) in out.chunks_exact_mut(head_dim).enumerate() {
-            let first = h / shape.group() * capacity;
-            let keys = (first + visible.start) * head_dim..(first + visible.end) * head_dim;
-            let q = &q[(i * heads + h) * head_dim..][..head_dim];
-            one_query(q, &k_cache[keys.clone()], &v_cache[keys], shape.scale, out);
+            if h % shape.group() == 0 {
+                (k, v) = all_rows(keys, shape, h / shape.group(), &visible);
+            }
+            one_query(&q[(i * heads + h) * head_dim..][..head_dim], &k, &v, shape.scale, out);
         }
     });
 }
 
+/// The keys and values of one head that are visible, as f32.
+fn all_rows(
+    keys: Keys<'_>,
+    shape: &AttentionShape,
+    kv_head: usize,
+    visible: &Range<usize>,
+) -> (Vec<f32>, Vec<f32>) {
+    let mut room = [const { Vec::new() }; 2];
+    keys.gather_new(shape, kv_head, &mut room);
+    let end = keys.cached_end(shape);
+    let cached = visible.start.min(end)..visible.end.min(end);
+    let new = visible.start.max(end)..visible.end.max(end);
+    let mut all = [const { Vec::new() }; 2];
+    for (run, keys) in [(keys.cached(shape, kv_head), cached), (run_of_new(shape, &room), new)] {
+        for (all, rows) in all.iter_mut().zip([run.k, run.v]) {
+            if !keys.is_empty() {
+                let start = all.len();
+                all.resize(start + keys.len() * shape.head_dim, 0.0);
+                rows.dequantize(run.rows(&keys), &mut all[start..]);
+            }
+        }
+    }
+    let [k, v] = all;
+    (k, v)
+}
+
 /// One query over its visible keys and values, in f64.
 #[expect(clippy::cast_possible_truncation, reason = "f64 to f32 rounds to nearest even")]
-fn one_query<T: CacheElement>(q: &[f32], k: &[T], v: &[T], scale: f32, out: &mut [f32]) {
+fn one_query(q: &[f32], k: &[f32], v: &[f32], scale: f32, out: &mut [f32]) {
     let head_dim = q.len();
-    let dot = |k: &[T]| -> f64 {
-        q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k.widen())).sum()
-    };
+    let dot =
+        |k: &[f32]| -> f64 { q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum() };
     let mut scores: Vec<f64> =
         k.chunks_exact(head_dim).map(|k| dot(k) * f64::from(scale)).collect();
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -192,7 +271,7 @@ fn one_query<T: CacheElement>(q: &[f32], k: &[T], v: &[T], scale: f32, out: &mut
     let mut sums = vec![0.0f64; head_dim];
     for (score, v) in scores.iter().zip(v.chunks_exact(head_dim)) {
         for (sum, v) in sums.iter_mut().zip(v) {
-            *sum += score * f64::from(v.widen());
+            *sum += score * f64::from(*v);
         }
     }
     for (out, weighted) in out.iter_mut().zip(sums) {

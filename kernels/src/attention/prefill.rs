@@ -7,7 +7,7 @@
 //! scores (keys, 48) = K (keys, head_dim) · Qᵀ (head_dim, 48)
 //! Oᵀ (head_dim, 48) = Oᵀ · alpha + Vᵀ (head_dim, keys) · P (keys, 48)
 
-use super::{AttentionShape, CacheElement, Simd, avx2, avx512};
+use super::{AttentionShape, Keys, Run, Simd, avx2, avx512, run_of_new};
 use crate::Cpu;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -30,15 +30,15 @@ struct Part<'a> {
     out: Vec<&'a mut [f32]>,
 }
 
-pub(super) fn prefill<T: CacheElement>(
+pub(super) fn prefill(
     simd: Simd,
     cpu: &Cpu,
     q: &[f32],
-    [k_cache, v_cache]: [&[T]; 2],
+    keys: Keys<'_>,
     shape: &AttentionShape,
     out: &mut [f32],
 ) {
-    let AttentionShape { m, kv_heads, head_dim, capacity, .. } = *shape;
+    let AttentionShape { m, kv_heads, head_dim, .. } = *shape;
     let group = shape.group();
     let queries = (PANELS * LANES / group).max(1);
     let tiles = m.div_ceil(queries);
@@ -56,9 +56,7 @@ pub(super) fn prefill<T: CacheElement>(
     let parts: Vec<Mutex<Part<'_>>> = parts.into_iter().rev().map(Mutex::new).collect();
     cpu.threads().run(parts.len(), |i| {
         let mut part = parts[i].lock().unwrap_or_else(|broken| broken.into_inner());
-        let head = part.kv_head * capacity * head_dim..(part.kv_head + 1) * capacity * head_dim;
-        let caches = [&k_cache[head.clone()], &v_cache[head]];
-        one_part(simd, q, caches, shape, &mut part);
+        one_part(simd, q, keys, shape, &mut part);
     });
 }
 
@@ -148,28 +146,19 @@ impl Panel {
     }
 }
 
-fn one_part<T: CacheElement>(
-    simd: Simd,
-    q: &[f32],
-    [k_cache, v_cache]: [&[T]; 2],
-    shape: &AttentionShape,
-    part: &mut Part<'_>,
-) {
+fn one_part(simd: Simd, q: &[f32], keys: Keys<'_>, shape: &AttentionShape, part: &mut Part<'_>) {
     let head_dim = shape.head_dim;
     let rows = part.queries.len() * shape.group();
     let mut panels: Vec<Panel> =
         (0..rows).step_by(LANES).map(|row| Panel::new(q, shape, part, row)).collect();
-    let mut s = vec![[0.0; LANES]; TILE];
-    let [mut k_wide, mut v_wide] = [Vec::new(), Vec::new()];
     let seen = shape.visible(part.queries.start).start..shape.visible(part.queries.end - 1).end;
-    for first in seen.clone().step_by(TILE) {
-        let keys = first..seen.end.min(first + TILE);
-        let at = keys.start * head_dim..keys.end * head_dim;
-        let k = T::widen_all(simd.avx2(), &k_cache[at.clone()], &mut k_wide);
-        let v = T::widen_all(simd.avx2(), &v_cache[at], &mut v_wide);
-        for panel in &mut panels {
-            panel.take(simd, &keys, k, v, &mut s);
-        }
+    let end = keys.cached_end(shape);
+    let cached = seen.start.min(end)..seen.end.min(end);
+    walk(simd, keys.cached(shape, part.kv_head), cached, &mut panels);
+    if keys.new.is_some() {
+        let mut room = [const { Vec::new() }; 2];
+        keys.gather_new(shape, part.kv_head, &mut room);
+        walk(simd, run_of_new(shape, &room), seen.start.max(end)..seen.end, &mut panels);
     }
     let group = shape.group();
     for (query, out) in part.out.iter_mut().enumerate() {
@@ -178,6 +167,20 @@ fn one_part<T: CacheElement>(
             let (panel, lane) = (&panels[row / LANES], row % LANES);
             let scale = 1.0 / panel.sum[lane];
             out.iter_mut().zip(&panel.o).for_each(|(out, o)| *out = o[lane] * scale);
+        }
+    }
+}
+
+/// Shows every panel the keys and values of `seen`, tile after tile.
+fn walk(simd: Simd, run: Run<'_>, seen: Range<usize>, panels: &mut [Panel]) {
+    let mut s = vec![[0.0; LANES]; TILE];
+    let [mut k_wide, mut v_wide] = [const { Vec::new() }; 2];
+    for first in seen.clone().step_by(TILE) {
+        let keys = first..seen.end.min(first + TILE);
+        let k = run.k.widen(simd.avx2(), run.rows(&keys), &mut k_wide);
+        let v = run.v.widen(simd.avx2(), run.rows(&keys), &mut v_wide);
+        for panel in &mut *panels {
+            panel.take(simd, &keys, k, v, &mut s);
         }
     }
 }

@@ -1,13 +1,14 @@
 use super::*;
+use crate::kv_cache::Numbers;
 use crate::sample::Sample;
-use half::{bf16, f16};
+use half::bf16;
 
-/// The formula in f64, one output at a time.
-fn exact<T: CacheElement>(q: &[f32], k: &[T], v: &[T], s: &AttentionShape) -> Vec<f64> {
+/// The formula in f64 over `[k, v]` (kv_heads, capacity, head_dim), one output at a time.
+fn exact(q: &[f32], [k, v]: [&[f32]; 2], s: &AttentionShape) -> Vec<f64> {
     let mut out = Vec::new();
     for (i, h) in (0..s.m).flat_map(|i| (0..s.heads).map(move |h| (i, h))) {
-        let wide = |cache: &[T], j: usize, d: usize| {
-            f64::from(cache[(h / (s.heads / s.kv_heads) * s.capacity + j) * s.head_dim + d].widen())
+        let wide = |cache: &[f32], j: usize, d: usize| {
+            f64::from(cache[(h / (s.heads / s.kv_heads) * s.capacity + j) * s.head_dim + d])
         };
         let query = |d: usize| f64::from(q[(i * s.heads + h) * s.head_dim + d]);
         let sees = |j: &usize| *j <= s.past + i && s.window.is_none_or(|w| j + w > s.past + i);
@@ -27,43 +28,75 @@ fn exact<T: CacheElement>(q: &[f32], k: &[T], v: &[T], s: &AttentionShape) -> Ve
 }
 
 /// Inputs of one case, and the outputs in f64.
-struct Case<T> {
+struct Case {
     shape: AttentionShape,
     q: Vec<f32>,
-    caches: [Vec<T>; 2],
+    cache: KvCache,
+    /// The keys and values of this call, where they are not looked up in the cache.
+    new: Option<[Vec<f32>; 2]>,
     exact: Vec<f64>,
     bound: f64,
 }
 
-fn case<T: CacheElement>(shape: &AttentionShape, scale: f32, narrow: fn(f32) -> T) -> Case<T> {
-    let mut sample = Sample(7 + shape.m as u64);
-    let len = shape.kv_heads * shape.capacity * shape.head_dim;
-    let q = sample.vec(shape.m * shape.heads * shape.head_dim, scale);
-    let mut cache = |scale| -> Vec<T> { sample.vec(len, scale).into_iter().map(narrow).collect() };
-    let [mut k, mut v] = [cache(2.0), cache(1.0)];
-    // Entries beyond those in use must never be looked at.
-    for head in 0..shape.kv_heads {
-        let unused = head * shape.capacity + shape.past + shape.m..(head + 1) * shape.capacity;
-        let unused = unused.start * shape.head_dim..unused.end * shape.head_dim;
-        k[unused.clone()].fill(narrow(f32::NAN));
-        v[unused].fill(narrow(f32::NAN));
+/// The layer of the cache that is looked at.
+const LAYER: usize = 1;
+
+fn case(shape: &AttentionShape, scale: f32, format: CacheFormat, apart: bool) -> Case {
+    let AttentionShape { m, heads, kv_heads, head_dim, past, capacity, .. } = *shape;
+    let mut sample = Sample(7 + m as u64);
+    let q = sample.vec(m * heads * head_dim, scale);
+    let mut rows = |tokens: usize| {
+        [
+            sample.vec(tokens * kv_heads * head_dim, 2.0),
+            sample.vec(tokens * kv_heads * head_dim, 1.0),
+        ]
+    };
+    let (old, new) = (rows(past), rows(m));
+    let mut cache = KvCache::new(format, 2, [kv_heads, capacity, head_dim]);
+    // What was never stored must never be looked at.
+    poison(&mut cache);
+    cache.store(LAYER, 0, [&old[0], &old[1]]);
+    if !apart {
+        cache.store(LAYER, past, [&new[0], &new[1]]);
     }
-    let exact = exact(&q, &k, &v, shape);
-    let largest = scale * 2.0 * shape.head_dim as f32 * shape.scale;
-    let keys = (shape.past + shape.m) as f32;
-    let terms = keys + 8.0 * shape.head_dim as f32 + 64.0;
+    let mut wide = [const { Vec::new() }; 2];
+    for ((wide, rows), new) in
+        wide.iter_mut().zip([cache.keys(LAYER), cache.values(LAYER)]).zip(&new)
+    {
+        wide.resize(kv_heads * capacity * head_dim, f32::NAN);
+        rows.dequantize(0..kv_heads * capacity, wide);
+        for (at, row) in new.chunks_exact(head_dim).enumerate().filter(|_| apart) {
+            let index = at % kv_heads * capacity + past + at / kv_heads;
+            wide[index * head_dim..][..head_dim].copy_from_slice(row);
+        }
+    }
+    let exact = exact(&q, [&wide[0], &wide[1]], shape);
+    let largest = scale * 2.0 * head_dim as f32 * shape.scale;
+    let terms = (past + m) as f32 + 8.0 * head_dim as f32 + 64.0;
     let bound = f64::from(terms * (1.0 + largest)) * 2f64.powi(-24);
-    Case { shape: *shape, q, caches: [k, v], exact, bound }
+    Case { shape: *shape, q, cache, new: apart.then_some(new), exact, bound }
 }
 
-fn check<T: CacheElement>(cpus: &[Cpu], case: &Case<T>) {
+fn poison(cache: &mut KvCache) {
+    for side in cache.sides_mut() {
+        match &mut side.numbers {
+            Numbers::F32(numbers) => numbers.fill(f32::NAN),
+            Numbers::F16(bits) => bits.fill(half::f16::NAN.to_bits()),
+            Numbers::Bf16(bits) => bits.fill(bf16::NAN.to_bits()),
+            Numbers::Codes(_) => side.scales.fill(bf16::NAN),
+        }
+    }
+}
+
+fn check(cpus: &[Cpu], case: &Case) {
     for cpu in cpus {
         let mut out = vec![f32::NAN; case.q.len()];
-        let [k, v] = &case.caches;
-        attention(cpu, &case.q, k, v, &case.shape, &mut out);
+        let new = case.new.as_ref().map(|[k, v]| [k.as_slice(), v.as_slice()]);
+        let keys = Keys { cache: &case.cache, layer: LAYER, new };
+        attention(cpu, &case.q, keys, &case.shape, &mut out);
         for (at, (&y, exact)) in out.iter().zip(&case.exact).enumerate() {
             let error = (f64::from(y) - exact).abs();
-            let name = cpu.isa().name();
+            let name = kernel_name(cpu.isa(), &case.shape, case.cache.format());
             assert!(error <= case.bound, "{name} {:?} out[{at}]: {y}, not {exact}", case.shape);
         }
     }
@@ -73,7 +106,9 @@ fn cpus() -> Vec<Cpu> {
     let mut cpus = Vec::new();
     for isa in Isa::available() {
         for shape in [&SHAPES[4], &SHAPES[9]] {
-            println!("attention on {}: {}", isa.name(), kernel_name(isa, shape));
+            for format in CacheFormat::ALL {
+                println!("attention on {}: {}", isa.name(), kernel_name(isa, shape, format));
+            }
         }
         cpus.extend([1, 2, 5].map(|threads| Cpu::with_isa(isa, Some(threads))));
     }
@@ -85,10 +120,12 @@ fn matches_f64_on_every_isa() {
     let cpus = cpus();
     for shape in SHAPES {
         for scale in [0.0, 1.0, 8.0] {
-            check(&cpus, &case(shape, scale, |x| x));
+            check(&cpus, &case(shape, scale, CacheFormat::F32, false));
         }
-        check(&cpus, &case(shape, 1.0, f16::from_f32));
-        check(&cpus, &case(shape, 1.0, bf16::from_f32));
+        for format in CacheFormat::ALL {
+            check(&cpus, &case(shape, 1.0, format, false));
+            check(&cpus, &case(shape, 1.0, format, true));
+        }
     }
 }
 
@@ -111,11 +148,14 @@ fn nan_and_masked_keys() {
         let v: Vec<f32> = (0..k.len()).map(|at| if at / 8 == 0 { 100.0 } else { 1.0 }).collect();
         k[0] = f32::NEG_INFINITY;
         let mut out = vec![f32::NAN; q.len()];
-        attention(cpu, &q, &k, &v, &shape, &mut out);
+        let mut cache = KvCache::new(CacheFormat::F32, 1, [1, m + 3, 8]);
+        cache.store(0, 0, [&k, &v]);
+        attention(cpu, &q, Keys { cache: &cache, layer: 0, new: None }, &shape, &mut out);
         assert!(out.iter().all(|y| (y - 1.0).abs() < 1e-6), "{:?}", cpu.isa());
         // The last key but one: the last two queries see it.
         k[(m + 1) * 8] = f32::NAN;
-        attention(cpu, &q, &k, &v, &shape, &mut out);
+        cache.store(0, 0, [&k, &v]);
+        attention(cpu, &q, Keys { cache: &cache, layer: 0, new: None }, &shape, &mut out);
         let (sane, broken) = out.split_at((m - 2) * 16);
         assert!(sane.iter().all(|y| (y - 1.0).abs() < 1e-6), "{:?}", cpu.isa());
         assert!(broken.iter().all(|y| y.is_nan()), "{:?} {broken:?}", cpu.isa());

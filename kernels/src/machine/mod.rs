@@ -32,6 +32,7 @@ const PATIENCE: Duration = Duration::from_micros(200);
 pub fn read_bandwidth(cpu: &Cpu, seconds: f64) -> f64 {
     // Written before it is read: untouched pages would all be the one page of zeros.
     let mut data = vec![0_u64; STREAMED];
+    crate::pages::expect(&data);
     cpu.threads().chunks_mut(&mut data, PART, |i, part| part.fill(i as u64));
     let time = best(seconds, || {
         cpu.threads().run(STREAMED / PART, |i| {

@@ -179,6 +179,7 @@ impl Panels {
                 }
             });
         }
+        crate::pages::gather(&bytes);
         Panels { ty, n, k, bytes, start }
     }
 
