@@ -208,7 +208,7 @@ fn pair_back<T: Float>(
 }
 
 /// `a + b` of one shape and dtype, in a's memory where nobody else holds it.
-pub(super) fn sum_of_two(cpu: &Cpu, a: Tensor, b: &Tensor) -> Result<Tensor> {
+pub(crate) fn sum_of_two(cpu: &Cpu, a: Tensor, b: &Tensor) -> Result<Tensor> {
     check_shape("gradient", &a, b)?;
     match a.dtype() {
         DType::F64 => add_into::<f64>(cpu, a, b),

@@ -38,6 +38,7 @@ use std::sync::Arc;
 
 pub use attention::{Positions, Sequences};
 pub use elementwise::Function;
+pub(crate) use elementwise::sum_of_two;
 
 use crate::error::{Error, Result};
 use crate::kernels::Cpu;
@@ -249,7 +250,7 @@ impl Tape {
                 }
                 found[input] = Some(match found[input].take() {
                     None => gradient,
-                    Some(sum) => elementwise::sum_of_two(&self.cpu, sum, &gradient)?,
+                    Some(sum) => sum_of_two(&self.cpu, sum, &gradient)?,
                 });
             }
         }

@@ -39,6 +39,7 @@ mod script;
 mod set;
 mod show;
 mod size;
+mod train;
 mod undo;
 mod vars;
 
@@ -51,6 +52,7 @@ pub use reference::{overview, reference_page};
 pub static COMMANDS: &[Entry] = &[
     Entry::of::<load::Load>(),
     Entry::of::<quantize::Quantize>(),
+    Entry::of::<train::Train>(),
     Entry::of::<show::Show>(),
     Entry::of::<size::Size>(),
     Entry::of::<eval::Eval>(),

@@ -7,13 +7,19 @@ use crate::error::{AtPath, Error, Result, did_you_mean};
 /// The US State of the Union addresses of 2001 to 2020 (public domain), which the built-in model has never seen.
 pub const SOTU: &str = include_str!("../model/tiny/eval.txt");
 
+/// A part of what the built-in model was trained on (public domain): the first 3 MB of its text, State of the Union addresses
+/// of 1790 to 2000 and chapters of Moby-Dick.
+pub const SOTU_TRAIN: &str = include_str!("../model/tiny/train.txt");
+
 /// The names of the built-in texts.
-pub const NAMES: [&str; 1] = ["sotu"];
+pub const NAMES: [&str; 2] = ["sotu", "sotu-train"];
 
 /// The built-in text called `name`.
 pub fn builtin(name: &str) -> Result<&'static str> {
-    if name == "sotu" {
-        return Ok(SOTU);
+    match name {
+        "sotu" => return Ok(SOTU),
+        "sotu-train" => return Ok(SOTU_TRAIN),
+        _ => {}
     }
     let hint = did_you_mean(name, NAMES).map(|near| format!("; did you mean {near}?"));
     Err(Error::invalid(format!(

@@ -1,13 +1,25 @@
 //! Training: a model as named parameters, and what is done to them step by step.
 //!
 //! [`Network`] is the Llama family on a tape; a [`LinearRule`] says how its linear layers multiply, which is where
-//! every kind of low-precision training differs.
+//! every kind of low-precision training differs. A [`Trainer`] is the loop: data, schedule, optimizer, checkpoints.
 
+mod checkpoint;
+mod config;
+mod curve;
+mod data;
+mod initial;
 mod network;
 pub mod optim;
 mod parameters;
+pub mod qat;
 mod rule;
+mod trainer;
 
+pub use config::{MatmulPrecision, Schedule, TrainConfig};
+pub use curve::{Curve, Point};
+pub use data::{Corpus, Windows};
+pub use initial::initialize;
 pub use network::{Batch, ForwardOptions, Network};
 pub use parameters::{Parameters, Vars};
 pub use rule::{LinearRule, Plain};
+pub use trainer::{Ended, RunOptions, Trainer};

@@ -64,6 +64,15 @@ impl Parameters {
         self.tensors.values().map(Tensor::numel).sum()
     }
 
+    /// Takes a parameter out, to be changed and put back under its name.
+    pub(super) fn take(&mut self, index: usize) -> Result<(String, Tensor)> {
+        let empty = Tensor::new(Vec::<f32>::new(), &[0])?;
+        match self.tensors.get_index_mut(index) {
+            Some((name, tensor)) => Ok((name.clone(), std::mem::replace(tensor, empty))),
+            None => Err(Error::invalid(format!("there is no parameter {index}"))),
+        }
+    }
+
     /// `model` with these parameters.
     pub fn to_model(&self, model: &Model, name: &str) -> Result<Model> {
         let source = Source { parameters: self, has_head: model.lm_head.is_some() };

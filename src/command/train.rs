@@ -1,0 +1,293 @@
+//! `train`
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::{Command, Example, Group, Output};
+use crate::data::texts;
+use crate::error::{Error, Result};
+use crate::io::files;
+use crate::model::Model;
+use crate::quantization::config_from_dict;
+use crate::session::Session;
+use crate::tensor::DType;
+use crate::training::optim::{AdamConfig, OptimizerConfig, StateBits};
+use crate::training::qat::{LoraConfig, QatConfig, QatRule};
+use crate::training::{
+    Corpus, Curve, Ended, LinearRule, MatmulPrecision, Parameters, Plain, RunOptions, Schedule,
+    TrainConfig, Trainer, initialize,
+};
+use crate::value::{Kind, Value};
+
+/// Train a model on texts, with quantization in the loop if asked.
+///
+/// Gives the trained model, and binds $curves: a table of each step's loss, for `plot lines --x step --y loss`. The same
+/// seed gives the same bytes on any number of threads. With --checkpoints, Ctrl-C ends with one, and --resume goes on as if
+/// nothing had happened.
+#[derive(Debug, clap::Args)]
+pub(super) struct Train {
+    /// What to train on: `sotu-train` (built in) or UTF-8 text files; can be given more than once
+    #[arg(long, value_name = "PATH", default_value = "sotu-train")]
+    data: Vec<PathBuf>,
+    /// Optimizer steps
+    #[arg(long, default_value_t = 100)]
+    steps: usize,
+    /// Sequences of a forward pass
+    #[arg(long, default_value_t = 8)]
+    batch: usize,
+    /// Tokens of a sequence
+    #[arg(long, default_value_t = 256)]
+    sequence: usize,
+    /// Forward passes whose gradients are averaged for a step
+    #[arg(long, default_value_t = 1)]
+    accumulate: usize,
+    /// The peak learning rate
+    #[arg(long, default_value_t = 1e-4)]
+    lr: f64,
+    /// Steps in which the learning rate rises
+    #[arg(long, default_value_t = 10)]
+    warmup: usize,
+    /// How the learning rate falls afterwards
+    #[arg(long, value_enum, default_value_t = Schedule::Cosine)]
+    schedule: Schedule,
+    /// Where the learning rate ends, as a share of the peak
+    #[arg(long, default_value_t = 0.1)]
+    min_lr: f64,
+    /// The largest norm of the gradient; 0 leaves it alone
+    #[arg(long, default_value_t = 1.0)]
+    clip: f64,
+    /// Dropout on the embedding and on both residual branches
+    #[arg(long, default_value_t = 0.0)]
+    dropout: f64,
+    #[command(flatten)]
+    optimizer: OptimizerArgs,
+    /// How matmuls of linear layers round their factors
+    #[arg(long, value_enum, default_value_t = MatmulPrecision::F32)]
+    precision: MatmulPrecision,
+    /// Compute blocks again in the backward pass: less memory, a third more time
+    #[arg(long)]
+    checkpoint_blocks: bool,
+    /// Forget the weights and begin at random ones
+    #[arg(long)]
+    from_scratch: bool,
+    #[command(flatten)]
+    qat: QatArgs,
+    /// Evaluate every so many steps, and before the first; 0 does not
+    #[arg(long, default_value_t = 0, value_name = "STEPS")]
+    eval_every: usize,
+    /// What to evaluate on: `sotu` or a text file
+    #[arg(long, value_name = "PATH", default_value = "sotu")]
+    eval_text: PathBuf,
+    /// Windows of the training sequence length that are evaluated
+    #[arg(long, default_value_t = 32)]
+    eval_windows: usize,
+    /// A folder for checkpoints
+    #[arg(long, value_name = "DIR")]
+    checkpoints: Option<PathBuf>,
+    /// Write one every so many steps besides the last
+    #[arg(long, default_value_t = 0, value_name = "STEPS")]
+    checkpoint_every: usize,
+    /// Go on from the newest checkpoint of the folder, if there is one
+    #[arg(long, requires = "checkpoints")]
+    resume: bool,
+    /// The same seed trains the same bytes [default: the session's]
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+#[derive(Debug, clap::Args)]
+struct OptimizerArgs {
+    /// Which optimizer
+    #[arg(long, value_enum, default_value_t = Kinds::Adamw)]
+    optimizer: Kinds,
+    /// How Adam keeps its moments: 32, 8 or 4 bits, or float8
+    #[arg(long, value_enum, default_value_t = StateBits::F32)]
+    state_bits: StateBits,
+    /// The decay of matrices
+    #[arg(long, default_value_t = 0.01)]
+    weight_decay: f32,
+    /// Keep parameters in bf16, rounded at random after each step
+    #[arg(long)]
+    bf16_stochastic_round: bool,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Kinds {
+    Adamw,
+    Adam,
+    Sgd,
+}
+
+impl OptimizerArgs {
+    fn config(&self) -> OptimizerConfig {
+        match self.optimizer {
+            Kinds::Sgd => OptimizerConfig::Sgd { momentum: 0.9, weight_decay: self.weight_decay },
+            kind => OptimizerConfig::Adam(AdamConfig {
+                state: self.state_bits,
+                weight_decay: self.weight_decay,
+                decoupled: matches!(kind, Kinds::Adamw),
+                bf16_stochastic_round: self.bf16_stochastic_round,
+                ..AdamConfig::default()
+            }),
+        }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+struct QatArgs {
+    /// Fake-quantize: int4-weight-only, int2 … int8 (weights), 8da2w … 8da8w (and int8 activations)
+    #[arg(long, value_name = "QUANTIZER")]
+    qat: Option<String>,
+    /// Numbers that share a scale [default: a row; int4-weight-only: 128]
+    #[arg(long, value_name = "SIZE", requires = "qat")]
+    group_size: Option<usize>,
+    /// Fake-quantize as this configuration of quantize does, in torchao's JSON
+    #[arg(long, value_name = "FILE", conflicts_with = "qat")]
+    qat_config: Option<PathBuf>,
+    /// Steps before fake quantization begins
+    #[arg(long, default_value_t = 0, value_name = "STEPS")]
+    qat_delay: usize,
+    /// Learn the ranges of integer weights
+    #[arg(long)]
+    range_learning: bool,
+    /// Train adapters of this rank only, merged at the end
+    #[arg(long, value_name = "RANK")]
+    lora_rank: Option<usize>,
+    /// How much the adapters count
+    #[arg(long, default_value_t = 16.0)]
+    lora_alpha: f64,
+}
+
+impl QatArgs {
+    fn rule(&self, seed: u64) -> Result<Arc<dyn LinearRule>> {
+        let mut config = match (&self.qat, &self.qat_config) {
+            (Some(word), _) => QatConfig::of_word(word, self.group_size)?,
+            (None, Some(path)) => {
+                QatConfig::of_base(&*config_from_dict(&files::read_json(path)?)?)?
+            }
+            (None, None) if self.range_learning => {
+                return Err(Error::usage("--range-learning wants --qat with integer weights"));
+            }
+            (None, None) if self.lora_rank.is_none() => return Ok(Arc::new(Plain)),
+            (None, None) => QatConfig::new(None, None),
+        };
+        config.delay = self.qat_delay;
+        config.range_learning = self.range_learning;
+        config.lora = self.lora_rank.map(|rank| LoraConfig { rank, alpha: self.lora_alpha, seed });
+        Ok(Arc::new(QatRule::new(config)?))
+    }
+}
+
+impl Train {
+    fn config(&self, seed: u64) -> TrainConfig {
+        let bf16 = self.optimizer.bf16_stochastic_round;
+        TrainConfig {
+            steps: self.steps,
+            batch: self.batch,
+            sequence: self.sequence,
+            accumulate: self.accumulate,
+            lr: self.lr,
+            warmup: self.warmup,
+            schedule: self.schedule,
+            min_lr: self.min_lr,
+            clip: self.clip,
+            dropout: self.dropout,
+            optimizer: self.optimizer.config(),
+            precision: self.precision,
+            parameters: if bf16 { DType::BF16 } else { DType::F32 },
+            checkpoint_blocks: self.checkpoint_blocks,
+            seed,
+        }
+    }
+
+    fn trainer(&self, model: &Model, seed: u64) -> Result<Trainer> {
+        let read = |path: &PathBuf| texts::read(path);
+        let texts = self.data.iter().map(read).collect::<Result<Vec<String>>>()?;
+        let (tokenizer, bos) = (model.tokenizer()?, model.config.bos_token_id);
+        let corpus = |texts: &[String]| Corpus::of_texts(tokenizer, bos, texts);
+        let mut trainer =
+            Trainer::new(model, corpus(&texts)?, self.config(seed), self.qat.rule(seed)?)?;
+        if self.eval_every > 0 {
+            trainer.hold_out(corpus(&[texts::read(&self.eval_text)?])?, self.eval_windows)?;
+        }
+        Ok(trainer)
+    }
+}
+
+impl Command for Train {
+    const NAME: &'static str = "train";
+    const GROUP: Group = Group::Change;
+    const INPUT: &'static [Kind] = &[Kind::Model];
+    const OUTPUT: Output = Output::Is(Kind::Model);
+    const CHANGES_VARIABLES: bool = true;
+    const EXAMPLES: &'static [Example] = &[
+        Example {
+            line: "load tiny | train --steps 2 --batch 2 --sequence 64 --eval-every 2 --eval-windows 4",
+            about: "fine-tune on the built-in text",
+            expect: "held-out perplexity",
+        },
+        Example {
+            line: "load tiny | train --qat int4-weight-only --group-size 32 --steps 2 --batch 2 --sequence 64 \
+                   | quantize int4-weight-only --group-size 32",
+            about: "quantization-aware training, then the quantization it was trained for",
+            expect: "int4-weight-only in 43 linear layers",
+        },
+        Example {
+            line: "train tiny --from-scratch --steps 2 --batch 1 --sequence 32 --lr 1e-3; plot lines --x step --y loss",
+            about: "from random weights, and the loss as a chart",
+            expect: "loss",
+        },
+        Example {
+            line: "train tiny --steps 2 --batch 2 --sequence 64 --checkpoints run; \
+                   train tiny --steps 2 --batch 2 --sequence 64 --checkpoints run --resume",
+            about: "checkpoints, and going on from one",
+            expect: "resumed at step 2",
+        },
+    ];
+
+    fn run(self, session: &mut Session, input: Value) -> Result<Value> {
+        let mut model = input.into_model()?;
+        let seed = self.seed.unwrap_or(session.seed());
+        if self.from_scratch {
+            let parameters = Parameters::of(&model, DType::F32)?;
+            let fresh = initialize(&parameters, model.config.num_hidden_layers, seed)?;
+            model = fresh.to_model(&model, &model.name)?;
+        }
+        let mut trainer = self.trainer(&model, seed)?;
+        if let Some(folder) = self.checkpoints.as_ref().filter(|_| self.resume)
+            && trainer.resume(folder)?
+        {
+            session.note(&format!("resumed at step {}", trainer.steps_done()));
+        }
+        let options = RunOptions {
+            eval_every: self.eval_every,
+            checkpoints: self.checkpoints.clone(),
+            checkpoint_every: self.checkpoint_every,
+        };
+        let cpu = session.cpu().clone();
+        let task = session.task("training");
+        let front = Arc::clone(session.front_end());
+        let mut progress = |curve: &Curve, total: usize| {
+            let loss = curve.points.last().map_or(f64::NAN, |point| point.loss);
+            let words = format!("training {} loss {loss:.3}", curve.sparkline(16));
+            front.progress(&words, curve.points.len(), total);
+            !task.cancelled()
+        };
+        let ended = trainer.run(&cpu, &options, &mut progress)?;
+        drop(task);
+        session.bind("curves", trainer.table()?);
+        if ended == Ended::Stopped {
+            return Err(stopped(session, &trainer, self.checkpoints.is_some()));
+        }
+        session.note(&trainer.summary());
+        Ok(Value::Model(trainer.model()?))
+    }
+}
+
+fn stopped(session: &Session, trainer: &Trainer, kept: bool) -> Error {
+    let step = trainer.steps_done();
+    let next =
+        if kept { "`--resume` goes on from it" } else { "nothing was kept: give --checkpoints" };
+    session.note(&format!("stopped after step {step}; {next}"));
+    Error::Cancelled
+}

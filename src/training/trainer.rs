@@ -1,0 +1,344 @@
+//! The loop: batches, gradients, steps, and what is known of them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::checkpoint;
+use super::curve::{Curve, Point};
+use super::optim::{Optimizer, Update};
+use super::{Batch, Corpus, ForwardOptions, LinearRule, Network, Parameters, TrainConfig, Windows};
+use crate::autograd::Tape;
+use crate::error::{Context as _, Error, Result};
+use crate::kernels::Cpu;
+use crate::model::Model;
+use crate::table::Table;
+use crate::tensor::Tensor;
+
+/// A training run under way. The state after each step depends on the config, the data and the seed alone.
+#[derive(Debug)]
+pub struct Trainer {
+    pub(super) config: TrainConfig,
+    pub(super) parameters: Parameters,
+    pub(super) optimizer: Optimizer,
+    pub(super) curve: Curve,
+    /// Steps done.
+    pub(super) step: usize,
+    model: Model,
+    network: Network,
+    rule: Arc<dyn LinearRule>,
+    windows: Windows,
+    held_out: Option<Batch>,
+    /// Where the last good state is, for error messages.
+    saved: Option<PathBuf>,
+}
+
+/// How often, and where to.
+#[derive(Clone, Debug, Default)]
+pub struct RunOptions {
+    /// Evaluates every so many steps, and at the end; 0 does not.
+    pub eval_every: usize,
+    /// A folder for checkpoints.
+    pub checkpoints: Option<PathBuf>,
+    /// Writes one every so many steps, at the end and when stopped; 0 only then.
+    pub checkpoint_every: usize,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// All steps were done.
+    Done,
+    /// The person stopped it.
+    Stopped,
+}
+
+impl Trainer {
+    /// A run that starts from `model`.
+    pub fn new(
+        model: &Model,
+        corpus: Corpus,
+        config: TrainConfig,
+        rule: Arc<dyn LinearRule>,
+    ) -> Result<Trainer> {
+        config.check()?;
+        let reads = model.config.max_position_embeddings;
+        if config.sequence > reads {
+            return Err(Error::invalid(format!(
+                "sequences of {} tokens; {} reads at most {reads}",
+                config.sequence, model.name
+            )));
+        }
+        let mut parameters = Parameters::of(model, config.parameters)?;
+        rule.prepare(&mut parameters)?;
+        Ok(Trainer {
+            windows: Windows::new(corpus, config.sequence, config.seed)?,
+            optimizer: Optimizer::new(config.optimizer.clone(), config.seed)?,
+            network: Network::new(Arc::clone(&model.config)),
+            model: model.clone(),
+            curve: Curve::default(),
+            held_out: None,
+            saved: None,
+            step: 0,
+            parameters,
+            config,
+            rule,
+        })
+    }
+
+    /// Evaluates on the first `count` windows of `corpus`.
+    pub fn hold_out(&mut self, corpus: Corpus, count: usize) -> Result<()> {
+        let windows = Windows::new(corpus, self.config.sequence, self.config.seed)?;
+        self.held_out = Some(windows.in_order(count));
+        Ok(())
+    }
+
+    /// Goes on from the newest checkpoint in `folder`. `false` where there is none.
+    pub fn resume(&mut self, folder: &Path) -> Result<bool> {
+        let Some(found) = checkpoint::newest(folder)? else { return Ok(false) };
+        checkpoint::load(self, &found).within(found.display())?;
+        self.saved = Some(found);
+        Ok(true)
+    }
+
+    /// Writes the state to a folder in `folder` that appears once it is complete, and removes older ones but the last.
+    pub fn save(&mut self, folder: &Path) -> Result<PathBuf> {
+        let path = checkpoint::save(self, folder)?;
+        self.saved = Some(path.clone());
+        Ok(path)
+    }
+
+    /// Steps done.
+    pub fn steps_done(&self) -> usize {
+        self.step
+    }
+
+    /// What the linear layers do, as results call it.
+    pub fn rule(&self) -> &Arc<dyn LinearRule> {
+        &self.rule
+    }
+
+    /// The parameters as they are now.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// The bytes of what the optimizer remembers.
+    pub fn optimizer_nbytes(&self) -> usize {
+        self.optimizer.nbytes()
+    }
+
+    /// The model as it is now, of the plain architecture.
+    pub fn model(&self) -> Result<Model> {
+        let name = format!("{}·trained", self.model.name);
+        self.rule.finish(&self.parameters)?.to_model(&self.model, &name)
+    }
+
+    /// Loss, learning rate, gradient norm and held-out loss of every step.
+    pub fn table(&self) -> Result<Table> {
+        self.curve.table(&format!("Training of {}", self.model.name), &self.rule.name())
+    }
+
+    /// One line: how the losses went.
+    pub fn summary(&self) -> String {
+        let points = &self.curve.points;
+        let loss = |at: Option<&Point>| at.map_or(f64::NAN, |point| point.loss);
+        let mut words = format!(
+            "{} steps with {} ({}): loss {:.4} → {:.4}",
+            points.len(),
+            self.config.optimizer,
+            self.rule.name(),
+            loss(points.first()),
+            loss(points.last()),
+        );
+        let held_out = points.iter().rev().find_map(|point| point.held_out);
+        if let (Some(before), Some(after)) = (self.curve.start, held_out) {
+            let (before, after) = (before.exp(), after.exp());
+            words += &format!("; held-out perplexity {before:.3} → {after:.3}");
+        }
+        words
+    }
+
+    /// Does the steps that are left. `progress(done, total, loss)` is asked after each whether to go on.
+    pub fn run(
+        &mut self,
+        cpu: &Cpu,
+        options: &RunOptions,
+        progress: &mut dyn FnMut(&Curve, usize) -> bool,
+    ) -> Result<Ended> {
+        if self.step == 0 && options.eval_every > 0 {
+            self.curve.start = self.evaluate(cpu)?;
+        }
+        let every = |count: usize, step: usize| count > 0 && step.is_multiple_of(count);
+        while self.step < self.config.steps {
+            let mut point = self.step(cpu)?;
+            let last = self.step == self.config.steps;
+            if options.eval_every > 0 && (last || every(options.eval_every, self.step)) {
+                point.held_out = self.evaluate(cpu)?;
+            }
+            self.curve.points.push(point);
+            let go_on = progress(&self.curve, self.config.steps);
+            if let Some(folder) = &options.checkpoints
+                && (last || !go_on || every(options.checkpoint_every, self.step))
+            {
+                self.save(folder)?;
+            }
+            if !go_on && !last {
+                return Ok(Ended::Stopped);
+            }
+        }
+        Ok(Ended::Done)
+    }
+
+    /// One optimizer step.
+    pub fn step(&mut self, cpu: &Cpu) -> Result<Point> {
+        let config = &self.config;
+        let (accumulate, step) = (config.accumulate, self.step);
+        self.rule.begin_step(step);
+        let mut sums: Vec<Option<Tensor>> = vec![None; self.parameters.iter().count()];
+        let mut loss = 0.0;
+        for micro in 0..accumulate {
+            let index = step * accumulate + micro;
+            let first = (index * config.batch) as u64;
+            let batch = self.windows.batch(first, config.batch);
+            loss += self.gradients(cpu, &batch, index as u64, &mut sums)?;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a handful of passes")]
+        let share = 1.0 / accumulate as f64;
+        let norm = self.norm(&sums)? * share;
+        let clip = self.config.clip;
+        let scale = if clip > 0.0 && norm > clip { share * clip / norm } else { share };
+        let lr = self.config.lr_at(step);
+        self.update(cpu, sums, scale, lr)?;
+        self.step += 1;
+        Ok(Point { loss: loss * share, lr, gradient_norm: norm, held_out: None })
+    }
+
+    /// Adds the gradients of one forward pass to `sums`; gives its loss.
+    fn gradients(
+        &self,
+        cpu: &Cpu,
+        batch: &Batch,
+        index: u64,
+        sums: &mut [Option<Tensor>],
+    ) -> Result<f64> {
+        let options = self.options(index);
+        let tape = Tape::new(cpu).with_precision(self.config.precision.into());
+        let vars = self.parameters.on(&tape, &|name| self.rule.is_frozen(name))?;
+        let loss = self.network.loss(&tape, &vars, batch, &options)?;
+        let value = f64::from(loss.value().as_slice::<f32>()?[0]);
+        if !value.is_finite() {
+            return Err(self.not_finite(cpu, batch, &options, value));
+        }
+        let mut found = tape.backward(&loss)?;
+        for ((_, var), sum) in vars.iter().zip(sums) {
+            let Some(gradient) = found.take(var) else { continue };
+            *sum = Some(match sum.take() {
+                None => gradient,
+                Some(sum) => crate::autograd::sum_of_two(cpu, sum, &gradient)?,
+            });
+        }
+        Ok(value)
+    }
+
+    fn options(&self, index: u64) -> ForwardOptions {
+        ForwardOptions {
+            rule: Arc::clone(&self.rule),
+            dropout: self.config.dropout,
+            // Passes are far enough apart for the draws of all places.
+            seed: self.config.seed.wrapping_add(index.wrapping_mul(0xD134_2543_DE82_EF95)),
+            checkpoint_blocks: self.config.checkpoint_blocks,
+        }
+    }
+
+    /// The norm of all gradients together, in f64; an error where it is not finite.
+    fn norm(&self, gradients: &[Option<Tensor>]) -> Result<f64> {
+        let mut total = 0.0;
+        let mut wrong = None;
+        for ((name, _), gradient) in self.parameters.iter().zip(gradients) {
+            let Some(gradient) = gradient else { continue };
+            let square: f64 =
+                gradient.as_slice::<f32>()?.iter().map(|g| f64::from(*g) * f64::from(*g)).sum();
+            if !square.is_finite() {
+                wrong = Some(name);
+            }
+            total += square;
+        }
+        match wrong {
+            None => Ok(total.sqrt()),
+            Some(name) => {
+                let words = format!("the gradient of {name} is not finite");
+                Err(self.at_step(&words))
+            }
+        }
+    }
+
+    fn update(
+        &mut self,
+        cpu: &Cpu,
+        gradients: Vec<Option<Tensor>>,
+        scale: f64,
+        lr: f64,
+    ) -> Result<()> {
+        #[expect(clippy::cast_possible_truncation, reason = "rounded to f32, as they are used")]
+        let (scale, lr) = (scale as f32, lr as f32);
+        for (index, gradient) in gradients.into_iter().enumerate() {
+            let Some(gradient) = gradient else { continue };
+            let shape = gradient.shape().to_vec();
+            let mut values = gradient.into_vec::<f32>()?;
+            cpu.threads().chunks_mut(&mut values, 1 << 16, |_, values| {
+                values.iter_mut().for_each(|value| *value *= scale);
+            });
+            let gradient = Tensor::new(values, &shape)?;
+            let (name, parameter) = self.parameters.take(index)?;
+            let decays = shape.len() > 1;
+            let update = Update { name: &name, gradient: &gradient, lr, decays };
+            let moved = self.optimizer.step(cpu, parameter, &update)?;
+            self.parameters.set(&name, moved);
+        }
+        Ok(())
+    }
+
+    /// The mean loss on the held-out windows; `None` where none are held out.
+    pub fn evaluate(&self, cpu: &Cpu) -> Result<Option<f64>> {
+        let Some(held_out) = &self.held_out else { return Ok(None) };
+        let tape = Tape::no_grad(cpu).with_precision(self.config.precision.into());
+        let vars = self.parameters.on(&tape, &|_| true)?;
+        let options = ForwardOptions::new(Arc::clone(&self.rule));
+        let tokens = held_out.tokens();
+        let mut sum = 0.0;
+        let span = self.config.batch * tokens;
+        for (inputs, targets) in held_out.inputs.chunks(span).zip(held_out.targets.chunks(span)) {
+            let batch = inputs.len() / tokens;
+            let part = Batch { batch, inputs: inputs.to_vec(), targets: targets.to_vec() };
+            let loss = self.network.loss(&tape, &vars, &part, &options)?;
+            #[expect(clippy::cast_precision_loss, reason = "window counts are far below 2⁵³")]
+            let weight = batch as f64 / held_out.batch as f64;
+            sum += weight * f64::from(loss.value().as_slice::<f32>()?[0]);
+        }
+        Ok(Some(sum))
+    }
+
+    /// Finds the layer in which a loss that is not finite begins, by doing the pass again.
+    fn not_finite(&self, cpu: &Cpu, batch: &Batch, options: &ForwardOptions, loss: f64) -> Error {
+        let tape = Tape::no_grad(cpu).with_precision(self.config.precision.into());
+        tape.watch();
+        let again = || {
+            let vars = self.parameters.on(&tape, &|_| true)?;
+            self.network.loss(&tape, &vars, batch, options)
+        };
+        let place = match again() {
+            Err(error) => error.to_string(),
+            Ok(_) => "no operation of it gave one when it was done again".to_owned(),
+        };
+        self.at_step(&format!("the loss is {loss}: {place}"))
+    }
+
+    fn at_step(&self, words: &str) -> Error {
+        let next = match &self.saved {
+            Some(path) => format!("the last good checkpoint is {}", path.display()),
+            None => "there is no checkpoint; `--checkpoints DIR` keeps some".to_owned(),
+        };
+        let step = self.step + 1;
+        Error::invalid(format!("step {step}: {words}; {next}; try a smaller learning rate"))
+    }
+}
