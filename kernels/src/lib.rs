@@ -26,6 +26,7 @@ pub mod dense_linear;
 pub mod dtypes;
 pub mod embedding;
 mod exact_f32;
+pub mod float8_round;
 pub mod float_linear;
 pub mod ggml;
 pub mod int4_linear;

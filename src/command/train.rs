@@ -11,6 +11,8 @@ use crate::model::Model;
 use crate::quantization::config_from_dict;
 use crate::session::Session;
 use crate::tensor::DType;
+use crate::training::float8::{self, Recipe};
+use crate::training::int8::{BitNetRule, Int8MixedRule};
 use crate::training::optim::{AdamConfig, OptimizerConfig, StateBits};
 use crate::training::qat::{LoraConfig, QatConfig, QatRule};
 use crate::training::{
@@ -70,6 +72,9 @@ pub(super) struct Train {
     /// Forget the weights and begin at random ones
     #[arg(long)]
     from_scratch: bool,
+    /// How linear layers multiply; the output layer always as it is
+    #[arg(long, value_enum, default_value_t = Linears::Plain, conflicts_with_all = ["qat", "qat_config", "lora_rank"])]
+    linear: Linears,
     #[command(flatten)]
     qat: QatArgs,
     /// Evaluate every so many steps, and before the first; 0 does not
@@ -129,6 +134,35 @@ impl OptimizerArgs {
                 bf16_stochastic_round: self.bf16_stochastic_round,
                 ..AdamConfig::default()
             }),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Linears {
+    /// As they are
+    Plain,
+    /// Factors in float8, one scale a tensor
+    Float8Tensorwise,
+    /// Factors in float8, a power of two a row
+    Float8Rowwise,
+    /// The same, the weight's gradient as it is
+    Float8RowwiseWithGwHp,
+    /// Factors in int8
+    Int8MixedPrecision,
+    /// Weights −1, 0 and 1, activations in int8
+    Bitnet,
+}
+
+impl Linears {
+    fn rule(self) -> Option<Arc<dyn LinearRule>> {
+        match self {
+            Linears::Plain => None,
+            Linears::Float8Tensorwise => Some(float8::rule(Recipe::Tensorwise)),
+            Linears::Float8Rowwise => Some(float8::rule(Recipe::Rowwise)),
+            Linears::Float8RowwiseWithGwHp => Some(float8::rule(Recipe::RowwiseWithGwHp)),
+            Linears::Int8MixedPrecision => Some(Arc::new(Int8MixedRule::default())),
+            Linears::Bitnet => Some(Arc::new(BitNetRule)),
         }
     }
 }
@@ -205,8 +239,8 @@ impl Train {
         let texts = self.data.iter().map(read).collect::<Result<Vec<String>>>()?;
         let (tokenizer, bos) = (model.tokenizer()?, model.config.bos_token_id);
         let corpus = |texts: &[String]| Corpus::of_texts(tokenizer, bos, texts);
-        let mut trainer =
-            Trainer::new(model, corpus(&texts)?, self.config(seed), self.qat.rule(seed)?)?;
+        let rule = self.linear.rule().map_or_else(|| self.qat.rule(seed), Ok)?;
+        let mut trainer = Trainer::new(model, corpus(&texts)?, self.config(seed), rule)?;
         if self.eval_every > 0 {
             trainer.hold_out(corpus(&[texts::read(&self.eval_text)?])?, self.eval_windows)?;
         }

@@ -11,7 +11,7 @@ use crate::autograd::Tape;
 use crate::error::{Context as _, Error, Result};
 use crate::kernels::Cpu;
 use crate::model::Model;
-use crate::table::Table;
+use crate::table::{Table, number};
 use crate::tensor::Tensor;
 
 /// A training run under way. The state after each step depends on the config, the data and the seed alone.
@@ -143,9 +143,10 @@ impl Trainer {
         let points = &self.curve.points;
         let loss = |at: Option<&Point>| at.map_or(f64::NAN, |point| point.loss);
         let mut words = format!(
-            "{} steps with {} ({}): loss {:.4} → {:.4}",
+            "{} steps with {}, state of {} ({}): loss {:.4} → {:.4}",
             points.len(),
             self.config.optimizer,
+            number::bytes(self.optimizer_nbytes() as u64),
             self.rule.name(),
             loss(points.first()),
             loss(points.last()),

@@ -42,6 +42,13 @@ pub struct Matrix<'a, T> {
     col_stride: usize,
 }
 
+impl<T: Copy> Matrix<'_, T> {
+    /// Element (i, j).
+    pub fn at(&self, i: usize, j: usize) -> T {
+        self.data[i * self.row_stride + j * self.col_stride]
+    }
+}
+
 impl<'a, T> Matrix<'a, T> {
     /// A dense, row-major matrix.
     pub fn new(data: &'a [T], rows: usize, cols: usize) -> Matrix<'a, T> {

@@ -32,6 +32,8 @@ pub(super) struct Codes {
     pub(super) min: f32,
     pub(super) max: f32,
     domain: ZeroPointDomain,
+    /// bf16 scales have bf16 reciprocals.
+    precision: DType,
 }
 
 impl Codes {
@@ -39,7 +41,13 @@ impl Codes {
     pub(super) fn of(config: &IntxFakeQuantizeConfig, k: usize) -> Result<Codes> {
         let (min, max) = config.dtype.bounds()?;
         let (min, max) = (min as f32, max as f32);
-        Ok(Codes { group: config.group(k)?, min, max, domain: config.zero_point_domain })
+        Ok(Codes {
+            group: config.group(k)?,
+            min,
+            max,
+            domain: config.zero_point_domain,
+            precision: config.scale_precision,
+        })
     }
 
     /// The number that `x` stands for, and the slope for the gradient before it is scaled back.
@@ -49,8 +57,16 @@ impl Codes {
             let code = ((x - (zero - scale * mid)) / scale).round_ties_even();
             return ((clamp(code, self.min, self.max) - mid) * scale + zero, self.holds(code));
         }
-        let code = (x * (1.0 / scale)).round_ties_even() + zero;
+        let code = (x * self.inverse(scale)).round_ties_even() + zero;
         ((clamp(code, self.min, self.max) - zero) * scale, self.holds(code))
+    }
+
+    pub(super) fn inverse(&self, scale: f32) -> f32 {
+        match self.precision {
+            DType::BF16 => half::bf16::from_f32(1.0 / scale).to_f32(),
+            DType::F16 => half::f16::from_f32(1.0 / scale).to_f32(),
+            _ => 1.0 / scale,
+        }
     }
 
     fn holds(&self, code: f32) -> bool {
@@ -62,7 +78,7 @@ impl Codes {
         if self.domain == ZeroPointDomain::Float {
             dy * scale / scale
         } else {
-            dy * scale * (1.0 / scale)
+            dy * scale * self.inverse(scale)
         }
     }
 }

@@ -1,5 +1,5 @@
-//! float8: `dq = e4m3(clamp(x / s)) · s`, s = amax / 448 (N13). The gradient flows through the largest number, too, as in
-//! torchao.
+//! float8: `dq = e4m3(clamp(x / s)) · s`, s = amax / 448 (N13). The gradient flows through the largest number, too, and on its
+//! way through the float8 numbers is rounded to float8 itself, both as in torchao.
 
 use super::config::Float8FakeQuantizeConfig;
 use crate::autograd::{Tape, Var};
@@ -85,7 +85,8 @@ fn back(config: &Float8FakeQuantizeConfig, round: fn(f32) -> f32, x: &[f32], dy:
         let code = round(block.clamped(scaled));
         along += f64::from(*dy * code);
         let inside = scaled >= -block.max && scaled <= block.max;
-        let through = if inside { *dy * scale } else { 0.0 };
+        // PyTorch keeps the gradient of a float8 tensor in float8.
+        let through = if inside { round(block.clamped(*dy * scale)) } else { 0.0 };
         along -= f64::from(through * (scaled / scale));
         *dy = through / scale;
     }

@@ -92,7 +92,7 @@ fn range_gradients(
     let mut sums = vec![0.0; 2 * scales.scale.len()];
     affine::for_groups(up.cpu, 2, &mut sums, |group, _, sums| {
         let (scale, zero) = (scales.scale[group], scales.zero[group]);
-        let inverse = 1.0 / scale;
+        let inverse = codes.inverse(scale);
         let range = group * codes.group..(group + 1) * codes.group;
         let (mut along, mut through, mut shift, mut held) = (0.0_f64, 0.0_f64, 0.0_f64, 0.0_f64);
         for (x, dy) in x[range.clone()].iter().zip(&dy[range]) {
