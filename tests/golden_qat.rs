@@ -8,7 +8,10 @@ use aolab::autograd::{Tape, Var};
 use aolab::kernels::Cpu;
 use aolab::model::DenseWeight;
 use aolab::quantization::primitives::{Float8, IntType, ZeroPointDomain};
-use aolab::quantization::{Int4WeightOnlyConfig, MappingType, Recipe};
+use aolab::quantization::{
+    CodeType, Granularity, Int4WeightOnlyConfig, Int8DynamicActivationIntxWeightConfig,
+    IntxWeightOnlyConfig, MappingType, Recipe,
+};
 use aolab::rng::Rng;
 use aolab::training::qat::{
     FakeQuantizeConfig, Float8FakeQuantizeConfig, Int4Activation, Int4WeightFakeQuantizeConfig,
@@ -217,6 +220,34 @@ fn prepare_and_convert_agree_bit_for_bit() {
             let dense = DenseWeight::new(w.clone()).expect("a matrix");
             let stored = base.quantize(&cpu, &dense).expect("quantizes").dequantize().expect("ok");
             assert!(seen.value().bytes() == stored.bytes(), "{n} × {k}, groups of {group_size}");
+            integers_agree(&cpu, &w, group_size);
+        }
+    }
+}
+
+/// The same for 2 to 8 bits, weights alone and with activations.
+fn integers_agree(cpu: &Cpu, w: &Tensor, group_size: usize) {
+    for bits in 2..=8 {
+        let granularity = Granularity::PerGroup { group_size };
+        let alone = IntxWeightOnlyConfig {
+            weight_dtype: CodeType::int(bits),
+            granularity: granularity.clone(),
+            ..IntxWeightOnlyConfig::default()
+        };
+        let both = Int8DynamicActivationIntxWeightConfig {
+            weight_dtype: CodeType::int(bits),
+            weight_granularity: granularity,
+            ..Int8DynamicActivationIntxWeightConfig::default()
+        };
+        for base in [&alone as &dyn Recipe, &both] {
+            let config = QatConfig::of_base(base).expect("known");
+            let tape = Tape::no_grad(cpu);
+            let weight = config.weight.expect("a weight");
+            let seen = weight.fake_quantize(&tape, &tape.constant(w.clone())).expect("sound");
+            let dense = DenseWeight::new(w.clone()).expect("a matrix");
+            let stored = base.quantize(cpu, &dense).expect("quantizes").dequantize().expect("ok");
+            let same = seen.value().bytes() == stored.bytes();
+            assert!(same, "{} {bits} bits, groups of {group_size}", base.name());
         }
     }
 }

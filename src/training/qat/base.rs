@@ -7,8 +7,8 @@ use super::config::{
     IntxFakeQuantizeConfig, IntxGranularity,
 };
 use crate::error::{Error, Result};
+use crate::quantization::Recipe;
 use crate::quantization::primitives::{Float8, IntType};
-use crate::quantization::{MappingType, Recipe};
 
 /// What is done to activations, and to weights.
 pub(super) type Pair = (Option<FakeQuantizeConfig>, FakeQuantizeConfig);
@@ -71,15 +71,17 @@ fn intx(data: &Json, dtype: &str, granularity: &str) -> Result<FakeQuantizeConfi
         Error::invalid(format!("{dtype} is {word:?}; wanted int2 to int8 for training"))
     })?;
     let mapping = data["mapping_type"].to_string() + &data["weight_mapping_type"].to_string();
-    if mapping.contains("ASYMMETRIC") {
-        return Err(Error::invalid("asymmetric weights have no fake quantizer in torchao"));
+    if mapping.contains("ASYMMETRIC") || mapping.contains("NO_CLIPPING") {
+        return Err(Error::invalid("only symmetric weights have a fake quantizer in torchao"));
+    }
+    let algorithm = data["intx_choose_qparams_algorithm"].to_string();
+    if algorithm.contains("HQQ") {
+        return Err(Error::invalid("HQQ's scales have no fake quantizer; wanted affine ones"));
     }
     let group = &data[granularity]["_data"]["group_size"];
     let granularity = match group.as_u64().and_then(|size| usize::try_from(size).ok()) {
         Some(group) => IntxGranularity::PerGroup(group),
         None => IntxGranularity::PerChannel,
     };
-    let config = IntxFakeQuantizeConfig::new(IntType::Int(bits), granularity);
-    debug_assert_eq!(config.mapping_type, MappingType::Symmetric);
-    Ok(FakeQuantizeConfig::Intx(config))
+    Ok(FakeQuantizeConfig::Intx(IntxFakeQuantizeConfig::new(IntType::Int(bits), granularity)))
 }
