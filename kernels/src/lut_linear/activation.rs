@@ -35,8 +35,10 @@ impl Blocks {
             }
             let (scale, inv_scale) =
                 if amax < 1e-30 { (0.0, 0.0) } else { (amax / INTEGER_MAX, INTEGER_MAX / amax) };
-            for (i, v) in x.iter().enumerate() {
-                vectors[i % per_block][i / per_block] = integer(v * inv_scale);
+            for (word, x) in x.chunks(per_block).enumerate() {
+                for (vector, v) in vectors.iter_mut().zip(x) {
+                    vector[word] = integer(v * inv_scale);
+                }
             }
             scales.push(scale);
         }
@@ -55,7 +57,10 @@ impl Blocks {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "|v| is at most 8191.5")]
+/// 1.5 · 2²³: adding it rounds a small number to an integer, ties to even, and leaves that integer in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
+#[expect(clippy::cast_possible_truncation, reason = "the upper half is the exponent of `ROUND`")]
 fn integer(v: f32) -> i16 {
-    v.round_ties_even() as i16
+    ((v + ROUND).to_bits() as u16).cast_signed()
 }

@@ -29,8 +29,8 @@ const INTEGER_MAX: f32 = 8_191.0;
 /// From this many rows on, the weight is dequantized once, a panel at a time, and multiplied in f32.
 const GEMM_FROM: usize = 3;
 
-/// Rows of one part of the work.
-const PART_ROWS: usize = 64;
+/// Rows of one part of the work at least; there are eight parts a thread, which evens out cores that others slow down.
+const PART_ROWS: usize = 16;
 
 /// Shapes, bits and table blocks (rows, columns) of tests and benches; 0 stands for all.
 pub const SHAPES: [(Shape, u32, (usize, usize)); 11] = [
@@ -219,7 +219,8 @@ pub fn linear(cpu: &Cpu, w: &Weight, x: &[f32], y: &mut [f32], shape: Shape) {
         });
         return;
     };
-    cpu.threads().tiles_mut(y, n, (m, PART_ROWS), |_, mut tile| {
+    let part = n.div_ceil(8 * cpu.threads().count()).max(PART_ROWS);
+    cpu.threads().tiles_mut(y, n, (m, part), |_, mut tile| {
         for (i, n) in tile.cols().enumerate() {
             for m in 0..m {
                 tile.row(m)[i] = match cpu.isa() {
