@@ -144,6 +144,25 @@ fn step_pairs<const B: u32, const TABLE: bool>(codes: &[u8]) -> [__m512i; STEP /
     pairs
 }
 
+/// The words of codes of one bit, each arithmetically shifted to where its pair begins, with all bits above left in: see
+/// [`Block::chained`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn chained_pairs(codes: &[u8]) -> [__m512i; STEP / 2] {
+    let words = load(codes, 0);
+    let mut pairs = [words; STEP / 2];
+    for (i, pair) in pairs.iter_mut().enumerate() {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_possible_wrap,
+            reason = "at most 15"
+        )]
+        let count = _mm_cvtsi32_si128(i as i32);
+        *pair = _mm512_sra_epi16(words, count);
+    }
+    pairs
+}
+
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn table_of(panel: &Panel<'_>) -> __m512i {
@@ -171,7 +190,7 @@ fn add_products(mut sum: __m512i, w: __m512i, pair: &i32) -> __m512i {
     sum
 }
 
-/// `M` rows of activations times one panel, streamed once.
+/// `M` rows of activations times one panel, streamed once. For codes of one bit that are integers, `x` is chained.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vnni")]
 pub(super) fn stream<const B: u32, const TABLE: bool, const M: usize>(
     panel: &Panel<'_>,
@@ -191,7 +210,10 @@ pub(super) fn stream<const B: u32, const TABLE: bool, const M: usize>(
         for (s, codes) in steps.chunks_exact(nbytes).enumerate() {
             let s = g * panel.steps_per_group + s;
             prefetch(codes);
-            let pairs = step_pairs::<B, TABLE>(codes);
+            let pairs = match const { B == 1 && !TABLE } {
+                true => chained_pairs(codes),
+                false => step_pairs::<B, TABLE>(codes),
+            };
             // Two sums a row, so that one instruction need not wait for the last. Starting the first at
             // −bias · Σx takes the bias away from every code.
             let mut dots = [[_mm512_setzero_si512(); 2]; M];
