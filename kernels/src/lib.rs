@@ -29,6 +29,7 @@ mod exact_f32;
 pub mod float8_round;
 pub mod float_linear;
 pub mod ggml;
+pub mod hadamard;
 pub mod int4_linear;
 pub mod int8_activation;
 pub mod int8_linear;

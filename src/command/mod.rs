@@ -22,6 +22,7 @@ mod pipeline;
 mod reference;
 
 mod bench;
+mod calibrate;
 mod compare;
 mod echo;
 mod eval;
@@ -29,9 +30,11 @@ mod generate;
 mod help;
 mod history;
 mod load;
+mod mix;
 mod plot;
 mod quantize;
 mod quit;
+mod recipe_words;
 mod redo;
 mod run;
 mod save;
@@ -39,6 +42,7 @@ mod script;
 mod set;
 mod show;
 mod size;
+mod spinquant;
 mod train;
 mod undo;
 mod vars;
@@ -52,6 +56,7 @@ pub use reference::{overview, reference_page};
 pub static COMMANDS: &[Entry] = &[
     Entry::of::<load::Load>(),
     Entry::of::<quantize::Quantize>(),
+    Entry::of::<spinquant::SpinQuant>(),
     Entry::of::<train::Train>(),
     Entry::of::<show::Show>(),
     Entry::of::<size::Size>(),

@@ -5,22 +5,26 @@ use std::sync::Arc;
 
 use regex::Regex;
 
+use super::calibrate::{CalibrationArgs, calibrate};
+use super::mix::{AutoArgs, AutoquantArgs, fastest, mix};
+use super::recipe_words::{AwqArgs, GptqArgs, RecipeWords, SmoothQuantArgs};
 use super::{Command, Example, Group, Output};
-use crate::error::{Error, Result};
+use crate::error::{Context as _, Error, Result};
 use crate::io::files;
 use crate::model::{Linear, Model};
+use crate::quantization::calibration::needs_calibration;
 use crate::quantization::{
-    BitNetConfig, CodebookCoreMlWeightOnlyConfig, CodebookWeightOnlyConfig, EmbeddingQuantizer,
-    FPXWeightOnlyConfig, Float8DynamicActivationFloat8WeightConfig,
+    AwqConfig, BitNetConfig, CodebookCoreMlWeightOnlyConfig, CodebookWeightOnlyConfig,
+    EmbeddingQuantizer, FPXWeightOnlyConfig, Float8DynamicActivationFloat8WeightConfig,
     Float8DynamicActivationInt4WeightConfig, Float8StaticActivationFloat8WeightConfig,
-    Float8WeightOnlyConfig, GgufBlockConfig, GroupwiseLutWeightConfig,
+    Float8WeightOnlyConfig, FqnToConfig, GgufBlockConfig, GptqConfig, GroupwiseLutWeightConfig,
     Int4DynamicActivationInt4WeightConfig, Int4WeightOnlyConfig,
     Int8DynamicActivationInt4WeightConfig, Int8DynamicActivationInt8WeightConfig,
-    Int8DynamicActivationIntxWeightConfig, Int8LutConfig, Int8WeightOnlyConfig,
-    IntxWeightOnlyConfig, MXDynamicActivationMXWeightConfig, MXWeightOnlyConfig,
-    NF4WeightOnlyConfig, NVFP4DynamicActivationNVFP4WeightConfig, NVFP4WeightOnlyConfig,
-    QuantizeOptions, QuantizeReport, Recipe, TiedEmbeddingQuantizer, UIntXWeightOnlyConfig,
-    config_from_dict, is_linear, quantize_with,
+    Int8DynamicActivationIntxWeightConfig, Int8LutConfig, Int8StaticActivationInt8WeightConfig,
+    Int8WeightOnlyConfig, IntxWeightOnlyConfig, MXDynamicActivationMXWeightConfig,
+    MXWeightOnlyConfig, NF4WeightOnlyConfig, NVFP4DynamicActivationNVFP4WeightConfig,
+    NVFP4WeightOnlyConfig, QuantizeOptions, QuantizeReport, Recipe, SmoothQuantConfig,
+    TiedEmbeddingQuantizer, UIntXWeightOnlyConfig, config_from_dict, is_linear, quantize_with,
 };
 use crate::session::Session;
 use crate::table::number;
@@ -44,10 +48,25 @@ pub(super) struct Quantize {
     /// Take the configuration from torchao's JSON instead; it may tell layers apart
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Tell layers apart: those called LAYERS, or matched by 're:PATTERN', take WORKFLOW (with its options in one word), or
+    /// stay as they are with 'none'. May be given often; the first that matches decides
+    #[arg(long, num_args = 2, value_names = ["LAYERS", "WORKFLOW"])]
+    fqn: Vec<String>,
+    /// What the layers that no --fqn names take
+    #[arg(long, value_name = "WORKFLOW")]
+    default: Option<RecipeWords>,
+    #[command(flatten)]
+    calibration: CalibrationArgs,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Workflow {
+pub(super) enum Workflow {
+    /// For each layer the workflow that costs the predictions least, within a budget of bits
+    Auto(AutoArgs),
+    /// For each layer the workflow that runs fastest on this machine
+    Autoquant(AutoquantArgs),
+    /// A format behind scales that protect the weights of large inputs; reads a text first
+    Awq(AwqArgs),
     /// The blocks of llama.cpp's GGUF files, 2 to 8 bits a weight
     Gguf(GgufBlockConfig),
     /// Ternary weights with one scale, activations rounded to 8 bits
@@ -90,6 +109,8 @@ enum Workflow {
     Float8WeightOnly(Float8WeightOnlyConfig),
     /// Weights of 4, 5 or 6 bits that are floats, a scale a row, activations as they are
     FpxWeightOnly(FPXWeightOnlyConfig),
+    /// A format whose rounding errors later columns make up for; reads a text first
+    Gptq(GptqArgs),
     /// 4-bit weights in groups, activations as they are
     Int4WeightOnly(Int4WeightOnlyConfig),
     /// 8-bit weights, activations as they are
@@ -104,11 +125,22 @@ enum Workflow {
     Nvfp4DynamicActivationNvfp4Weight(NVFP4DynamicActivationNVFP4WeightConfig),
     /// NVFP4 weights (fp4 in blocks of 16), activations as they are
     Nvfp4WeightOnly(NVFP4WeightOnlyConfig),
+    /// 8-bit weights, and activations on a grid of 8 bits that is found beforehand on a text
+    Int8StaticActivationInt8Weight(Int8StaticActivationInt8WeightConfig),
+    /// Outliers of activations moved into weights of 8 bits; reads a text first
+    Smoothquant(SmoothQuantArgs),
 }
 
 impl Workflow {
-    fn recipe(self) -> Arc<dyn Recipe> {
-        match self {
+    pub(super) fn recipe(self) -> Result<Arc<dyn Recipe>> {
+        Ok(match self {
+            Workflow::Auto(_) | Workflow::Autoquant(_) => {
+                return Err(Error::usage(
+                    "auto and autoquant choose workflows for a model's layers, and are no base; \
+                     give them workflows by --candidate",
+                ));
+            }
+            Workflow::Awq(args) => Arc::new(AwqConfig::from(args)),
             Workflow::Gguf(config) => Arc::new(config),
             Workflow::BitNet(config) => Arc::new(config),
             Workflow::CodebookCoreMlWeightOnly(config) => Arc::new(config),
@@ -128,14 +160,17 @@ impl Workflow {
             Workflow::Float8StaticActivationFloat8Weight(config) => Arc::new(config),
             Workflow::Float8WeightOnly(config) => Arc::new(config),
             Workflow::FpxWeightOnly(config) => Arc::new(config),
-            Workflow::Int4WeightOnly(config) => Arc::new(config),
-            Workflow::Int8WeightOnly(config) => Arc::new(config),
-            Workflow::Int8DynamicActivationInt8Weight(config) => Arc::new(config),
             Workflow::MxDynamicActivationMxWeight(config) => Arc::new(config),
             Workflow::MxWeightOnly(config) => Arc::new(config),
             Workflow::Nvfp4DynamicActivationNvfp4Weight(config) => Arc::new(config),
             Workflow::Nvfp4WeightOnly(config) => Arc::new(config),
-        }
+            Workflow::Gptq(args) => Arc::new(GptqConfig::from(args)),
+            Workflow::Int4WeightOnly(config) => Arc::new(config),
+            Workflow::Int8WeightOnly(config) => Arc::new(config),
+            Workflow::Int8DynamicActivationInt8Weight(config) => Arc::new(config),
+            Workflow::Int8StaticActivationInt8Weight(config) => Arc::new(config),
+            Workflow::Smoothquant(args) => Arc::new(SmoothQuantConfig::from(args)),
+        })
     }
 }
 
@@ -216,49 +251,86 @@ impl Command for Quantize {
             expect: "int4-weight-only in 18 linear layers",
         },
         Example {
+            line: "quantize tiny gptq --base 'int4-weight-only --group-size 32' --sequences 4",
+            about: "rounding errors made up for, by what the layers' inputs look like",
+            expect: "int4-weight-only in 43 linear layers",
+        },
+        Example {
+            line: "quantize tiny auto --target-bits 6 --filter 'layers.0.' --sensitivity-sequences 1",
+            about: "each layer measured with each candidate, and the best mix within 6 bits a weight",
+            expect: "int8-weight-only in",
+        },
+        Example {
+            line: "quantize tiny autoquant --seconds 0.001 --filter 'layers.0.self_attn'",
+            about: "the fastest workflow for each layer, timed here and now",
+            expect: "linear layers",
+        },
+        Example {
+            line: "quantize tiny awq --base int4-weight-only --sequences 2 --filter 'v_proj'",
+            about: "weights of large inputs protected by scales",
+            expect: "awq·int4-weight-only in 6 linear layers",
+        },
+        Example {
+            line: "quantize tiny --fqn 're:.*down_proj' int8-weight-only --default int4-weight-only",
+            about: "one workflow for some layers and another for the rest",
+            expect: "int8-weight-only in 6 linear layers",
+        },
+        Example {
             line: "quantize tiny int4-weight-only --group-size 512 --skip-incompatible",
             about: "what a group size does not fit is left alone, and told",
             expect: "bf16 in 43 linear layers",
         },
     ];
 
-    fn run(self, session: &mut Session, input: Value) -> Result<Value> {
+    fn run(mut self, session: &mut Session, input: Value) -> Result<Value> {
         let mut model = input.into_model()?;
         if let Some(applied) = self.quantize_embedding(session, &mut model)? {
             session.note(&applied);
             return Ok(Value::Model(model));
         }
-        let recipe = match (self.workflow, &self.config) {
-            (Some(workflow), None) => workflow.recipe(),
-            (None, Some(path)) => config_from(path)?,
-            (Some(_), Some(_)) => {
-                let words = "a workflow and --config are two answers to one question; give one";
-                return Err(Error::usage(words));
-            }
-            (None, None) => {
-                let words = "which workflow? `help quantize` lists them; or --config FILE.json";
-                return Err(Error::usage(words));
-            }
-        };
+        let filter = self.filter.clone();
         let chosen = |fqn: &str, linear: &Linear| {
-            is_linear(fqn, linear) && self.filter.as_ref().is_none_or(|regex| regex.is_match(fqn))
+            is_linear(fqn, linear) && filter.as_ref().is_none_or(|regex| regex.is_match(fqn))
         };
-        let task = session.task("quantizing");
-        let mut progress = |done, total, _: &str| {
-            task.progress(done, total);
+        let label = match &self.workflow {
+            Some(Workflow::Auto(_)) => Some("auto"),
+            Some(Workflow::Autoquant(_)) => Some("autoquant"),
+            _ => None,
         };
-        let options = QuantizeOptions {
-            skip_incompatible: self.skip_incompatible,
-            progress: Some(&mut progress),
-            cancelled: Some(&|| task.cancelled()),
+        let recipe = match self.workflow.take() {
+            Some(Workflow::Auto(args)) => mix(session, &model, &chosen, args)?,
+            Some(Workflow::Autoquant(args)) => fastest(session, &model, &chosen, args)?,
+            other => {
+                self.workflow = other;
+                self.recipe()?
+            }
         };
-        let report = quantize_with(session.cpu(), &mut model, recipe.as_ref(), &chosen, options)?;
-        drop(task);
+        let report;
+        if needs_calibration(&model, recipe.as_ref()) {
+            let marks =
+                format!("{:?} {}", filter.as_ref().map(Regex::as_str), self.skip_incompatible);
+            let skip = self.skip_incompatible;
+            let work = (recipe.clone(), &chosen as &_, skip, marks);
+            (model, report) = calibrate(session, &model, work, &self.calibration)?;
+        } else {
+            self.calibration.refuse(recipe.name())?;
+            let task = session.task("quantizing");
+            let mut progress = |done, total, _: &str| {
+                task.progress(done, total);
+            };
+            let options = QuantizeOptions {
+                skip_incompatible: self.skip_incompatible,
+                progress: Some(&mut progress),
+                cancelled: Some(&|| task.cancelled()),
+            };
+            let cpu = session.cpu();
+            report = quantize_with(cpu, &mut model, recipe.as_ref(), &chosen, options)?;
+        }
         if report.quantized() == 0 && !self.skip_incompatible {
             return Err(Error::invalid("no linear layer was chosen; `show` lists their names"));
         }
         tell(session, &report, self.filter.as_ref());
-        model.name = format!("{}·{}", model.name, recipe.name());
+        model.name = format!("{}·{}", model.name, label.unwrap_or(recipe.name()));
         Ok(Value::Model(model))
     }
 }
@@ -281,6 +353,38 @@ impl Quantize {
         model.name = format!("{}·{name}", model.name);
         let (before, after) = (number::bytes(before as u64), number::bytes(model.nbytes() as u64));
         Ok(Some(format!("quantized the embedding ({name}): {before} → {after}")))
+    }
+
+    /// The one recipe that was asked for.
+    fn recipe(&mut self) -> Result<Arc<dyn Recipe>> {
+        let by_name = !self.fqn.is_empty() || self.default.is_some();
+        match (self.workflow.take(), &self.config, by_name) {
+            (Some(workflow), None, false) => workflow.recipe(),
+            (None, Some(path), false) => config_from(path),
+            (None, None, true) => self.by_name(),
+            (None, None, false) => {
+                let words = "which workflow? `help quantize` lists them; or --config FILE.json";
+                Err(Error::usage(words))
+            }
+            _ => Err(Error::usage(
+                "a workflow, --config, and --fqn with --default are answers to one question; give one",
+            )),
+        }
+    }
+
+    fn by_name(&mut self) -> Result<Arc<dyn Recipe>> {
+        let mut entries = Vec::new();
+        for pair in self.fqn.chunks_exact(2) {
+            let recipe = match pair[1].as_str() {
+                "none" => None,
+                words => Some(words.parse::<RecipeWords>().within(&pair[0])?.recipe()),
+            };
+            entries.push((pair[0].clone(), recipe));
+        }
+        if let Some(default) = self.default.take() {
+            entries.push(("_default".to_owned(), Some(default.recipe())));
+        }
+        Ok(Arc::new(FqnToConfig::new(entries)?))
     }
 }
 
@@ -314,6 +418,7 @@ pub(super) fn words_of(value_name: &str) -> &'static [&'static str] {
     match value_name {
         "SIZE" => &["32", "64", "128", "256"],
         "GRANULARITY" => &["per-row", "per-tensor", "per-group:32", "per-group:128"],
+        "OBSERVER" => &["min-max", "moving-average", "mse"],
         "MAPPING" => &["symmetric", "asymmetric"],
         "WEIGHT_MAPPING" => &["symmetric", "symmetric-no-clipping-err", "asymmetric"],
         "INTX" => &["int1", "int2", "int3", "int4", "int5", "int6", "int7", "int8"],
@@ -329,7 +434,8 @@ pub(super) fn words_of(value_name: &str) -> &'static [&'static str] {
         "MODE" => &["floor", "ceil", "even", "rceil"],
         "BOOL" => &["true", "false"],
         "FORMAT" => &["plain", "tile-packed-to-4d"],
-        "ALGORITHM" => &["tinygemm"],
+        "WORKFLOW" => &["int4-weight-only", "int8-weight-only"],
+        "ALGORITHM" => &["tinygemm", "hqq"],
         "BLOCK_TYPE" => {
             &["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
         }

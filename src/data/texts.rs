@@ -11,14 +11,18 @@ pub const SOTU: &str = include_str!("../model/tiny/eval.txt");
 /// of 1790 to 2000 and chapters of Moby-Dick.
 pub const SOTU_TRAIN: &str = include_str!("../model/tiny/train.txt");
 
+/// Ninety-six pieces of the built-in model's training text, evenly spaced: what calibration reads unless told otherwise.
+pub const CALIBRATION: &str = include_str!("../model/tiny/calibration.txt");
+
 /// The names of the built-in texts.
-pub const NAMES: [&str; 2] = ["sotu", "sotu-train"];
+pub const NAMES: [&str; 3] = ["sotu", "sotu-train", "calibration"];
 
 /// The built-in text called `name`.
 pub fn builtin(name: &str) -> Result<&'static str> {
     match name {
         "sotu" => return Ok(SOTU),
         "sotu-train" => return Ok(SOTU_TRAIN),
+        "calibration" => return Ok(CALIBRATION),
         _ => {}
     }
     let hint = did_you_mean(name, NAMES).map(|near| format!("; did you mean {near}?"));

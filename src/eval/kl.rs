@@ -135,7 +135,7 @@ impl Tally {
 }
 
 /// `KL(p ‖ q)` of each row of logits, and whether both rows put the same token first. In f64.
-fn divergences(cpu: &Cpu, p: &[f32], q: &[f32], vocab: usize) -> Vec<(f64, bool)> {
+pub(crate) fn divergences(cpu: &Cpu, p: &[f32], q: &[f32], vocab: usize) -> Vec<(f64, bool)> {
     let mut out = vec![(0.0, false); p.len() / vocab];
     let share = cpu.threads().share(out.len(), 1);
     cpu.threads().chunks_mut(&mut out, share, |part, out| {

@@ -7,6 +7,7 @@ mod report;
 mod sqnr;
 mod windows;
 
+pub(crate) use kl::divergences;
 pub use kl::{KlResult, kl};
 pub use kv_cache::kv_cache;
 pub use perplexity::{PerplexityResult, perplexity};

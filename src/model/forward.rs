@@ -94,6 +94,63 @@ impl Model {
         Context { capacity, len: 0, cache, cos, sin, scratch: Scratch::default() }
     }
 
+    /// A context for [`Model::forward_block`], which keeps the keys and values of one block at a time.
+    pub fn block_context(&self, capacity: usize) -> Context {
+        let mut context = self.context(0);
+        let shape = [self.config.num_key_value_heads, capacity, self.config.head_dim];
+        context.cache = KvCache::new(self.kv_cache, 1, shape);
+        (context.cos, context.sin) = rope::tables(&self.config.inv_freq(), 0..capacity, 1.0);
+        context.capacity = capacity;
+        context
+    }
+
+    /// The embedding rows `(M, hidden)` of `tokens`: the residual stream before the first block.
+    pub fn embedded(&self, tokens: &[u32]) -> Result<Vec<f32>> {
+        let mut x = vec![0.0; tokens.len() * self.config.hidden_size];
+        self.embed(tokens, &mut x)?;
+        Ok(x)
+    }
+
+    /// Moves the residual stream `x (M, hidden)` of a whole sequence through block `index`.
+    /// `context` is [`Model::block_context`]'s, and what it held is forgotten.
+    pub fn forward_block(
+        &self,
+        cpu: &Cpu,
+        index: usize,
+        x: &mut [f32],
+        context: &mut Context,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let layer = self.layers.get(index).ok_or_else(|| {
+            let count = self.layers.len();
+            Error::invalid(format!("there is no block {index}; {} has {count}", self.name))
+        })?;
+        let m = x.len() / self.config.hidden_size;
+        if m > context.capacity {
+            return Err(Error::invalid(format!(
+                "the context holds {} positions and the sequence has {m}",
+                context.capacity
+            )));
+        }
+        context.truncate(0);
+        let mut s = std::mem::take(&mut context.scratch);
+        s.resize(self, m);
+        s.x.copy_from_slice(x);
+        let mut block = Block { cpu, model: self, layer, index, cache: 0, m, observer };
+        block.attention(&mut s, context).within(format!("model.layers.{index}.self_attn"))?;
+        block.feed_forward(&mut s).within(format!("model.layers.{index}.mlp"))?;
+        x.copy_from_slice(&s.x);
+        context.scratch = s;
+        Ok(())
+    }
+
+    /// The last norm of the residual stream: what [`Model::logits`] reads.
+    pub fn final_norm(&self, cpu: &Cpu, x: &[f32]) -> Result<Vec<f32>> {
+        let mut out = vec![0.0; x.len()];
+        norm::rms_norm(cpu, x, self.norm.as_slice()?, self.config.rms_norm_eps, &mut out);
+        Ok(out)
+    }
+
     /// Reads `tokens` behind what `context` holds and returns the normed hidden states `(M, hidden)`, which
     /// [`Model::logits`] turns into logits.
     pub fn forward(
@@ -155,7 +212,7 @@ impl Model {
         self.embed(tokens, &mut s.x)?;
         observer.hidden(0, &s.x);
         for (i, layer) in self.layers.iter().enumerate() {
-            let mut block = Block { cpu, model: self, layer, index: i, m, observer };
+            let mut block = Block { cpu, model: self, layer, index: i, cache: i, m, observer };
             block.attention(&mut s, context).within(format!("model.layers.{i}.self_attn"))?;
             block.feed_forward(&mut s).within(format!("model.layers.{i}.mlp"))?;
             observer.hidden(i + 1, &s.x);
@@ -206,6 +263,8 @@ struct Block<'a> {
     model: &'a Model,
     layer: &'a Layer,
     index: usize,
+    /// Which of the context's caches is the block's: a context of one block at a time has one.
+    cache: usize,
     m: usize,
     observer: &'a mut dyn Observer,
 }
@@ -250,10 +309,10 @@ impl Block<'_> {
             scale: softmax_scale(d),
         };
         let new = [&*s.k, &*s.v];
-        context.cache.store(self.index, past, new);
+        context.cache.store(self.cache, past, new);
         // As in torchao, a quantized cache answers for the tokens before; this call's are as they came.
         let new = context.cache.format().is_quantized().then_some(new);
-        let keys = Keys { cache: &context.cache, layer: self.index, new };
+        let keys = Keys { cache: &context.cache, layer: self.cache, new };
         attention::attention(self.cpu, &s.q, keys, &shape, &mut s.attended);
         let o = ("self_attn.o_proj", &layer.o_proj, &mut *s.projected);
         self.linears(&s.attended, &mut [o])?;

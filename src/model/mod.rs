@@ -11,7 +11,8 @@ pub use config::{ModelConfig, RopeScaling};
 pub use forward::{Context, NoObserver, Observer};
 pub use llama::{Layer, Linear, Model};
 pub use weight::{
-    DenseWeight, Job, Weight, check_linear, dequantize_then_multiply, dequantize_then_multiply_name,
+    DenseWeight, InputTransform, Job, Weight, check_linear, dequantize_then_multiply,
+    dequantize_then_multiply_name,
 };
 
 use std::sync::Arc;

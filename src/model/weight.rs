@@ -73,6 +73,11 @@ pub trait Weight: Any + Send + Sync + fmt::Debug {
         dequantize_then_multiply_name(cpu, m)
     }
 
+    /// The weight as one that changes its input and hands it to another, if it is such a one.
+    fn as_transform(&self) -> Option<&dyn InputTransform> {
+        None
+    }
+
     /// What one call of [`Weight::linear`] moves and computes.
     fn cost(&self, m: usize) -> Cost {
         let (n, k) = self.shape();
@@ -83,6 +88,19 @@ pub trait Weight: Any + Send + Sync + fmt::Debug {
 
 /// A weight `(N, K)` and the `(M, N)` values that it makes.
 pub type Job<'a> = (&'a dyn Weight, &'a mut [f32]);
+
+/// A weight around another one: `y = inner.linear(transform(x))`. Quantizing it quantizes what is inside, and
+/// keeps the transform.
+pub trait InputTransform: Weight {
+    /// The weight that multiplies.
+    fn inner(&self) -> &Arc<dyn Weight>;
+
+    /// The input `(M, K)` as the inner weight gets it.
+    fn transform(&self, cpu: &Cpu, x: &[f32]) -> Result<Vec<f32>>;
+
+    /// The same transform around another weight of the same shape.
+    fn around(&self, inner: Arc<dyn Weight>) -> Result<Arc<dyn Weight>>;
+}
 
 /// Rows of the weight that are expanded at once: few enough to stay in a core's L2 cache.
 const ROWS_AT_ONCE: usize = 64;

@@ -79,6 +79,34 @@ impl<'a> Typed<'a> {
         })
     }
 
+    /// The fields, none of which may be another than `known`.
+    pub(crate) fn known_fields(&self, known: &[&str]) -> Result<&'a Map<String, Json>> {
+        let data = self.object()?;
+        match data.keys().find(|key| !known.contains(&key.as_str())) {
+            Some(key) => Err(unknown_field(self.name, key, known)),
+            None => Ok(data),
+        }
+    }
+
+    /// The field `name`, or what it is where it is missing.
+    pub(crate) fn field<T: DeserializeOwned>(&self, name: &str, missing: T) -> Result<T> {
+        match self.object()?.get(name) {
+            None => Ok(missing),
+            Some(value) => serde_json::from_value(value.clone()).map_err(|error| {
+                Error::invalid(format!("{}: {name} is {value}: {error}", self.name))
+            }),
+        }
+    }
+
+    /// The recipe in the field `base_config`.
+    pub(crate) fn base_config(&self) -> Result<Arc<dyn Recipe>> {
+        let base = self.object()?.get("base_config").ok_or_else(|| {
+            let name = self.name;
+            Error::invalid(format!("{name} has no base_config; wanted a configuration"))
+        })?;
+        config_from_dict(base)
+    }
+
     /// Refuses every version but `wanted`. None stands for torchao's default, 1.
     pub fn check_version(&self, wanted: u64) -> Result<()> {
         let got = self.version.unwrap_or(&Json::Null);

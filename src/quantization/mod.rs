@@ -3,10 +3,14 @@
 //! A workflow's folder holds its configuration (a [`Recipe`], named as in torchao), its weight's format (a
 //! [`Weight`]) and nothing of another workflow. All of them are listed once, in [`WORKFLOWS`].
 
+pub mod autoquant;
+pub mod awq;
 pub mod bitnet;
+pub mod calibration;
 pub mod code_type;
 pub mod codebook;
 pub mod codebook_coreml;
+pub mod columns;
 pub mod config;
 pub mod embedding;
 pub mod float8;
@@ -14,6 +18,7 @@ pub mod float8_dynamic_int4;
 mod floatx;
 mod fqn;
 pub mod gguf;
+pub mod gptq;
 pub mod groupwise_lut;
 pub mod int4_dynamic_int4;
 pub mod int4_weight_only;
@@ -21,18 +26,23 @@ pub mod int8_dynamic;
 pub mod int8_dynamic_int4;
 pub mod int8_dynamic_intx;
 pub mod int8_lut;
+pub mod int8_static;
 pub mod int8_weight_only;
 mod intx_options;
 pub mod intx_weight_only;
 mod lut;
 mod lut_options;
+pub mod mixed_precision;
 mod mx;
 pub mod nf4;
 mod nvfp4;
 mod packed;
+pub mod pre_scaled;
 pub mod primitives;
 mod quantize;
 mod rows;
+pub mod smoothquant;
+pub mod spinquant;
 mod stored;
 pub mod uintx_weight_only;
 mod workflows;
@@ -41,10 +51,13 @@ use std::sync::Arc;
 
 use serde_json::Value as Json;
 
+pub use awq::AwqConfig;
 pub use bitnet::BitNetConfig;
+pub use calibration::{Calibrated, Calibration, LayerObserver};
 pub use code_type::CodeType;
 pub use codebook::CodebookWeightOnlyConfig;
 pub use codebook_coreml::CodebookCoreMlWeightOnlyConfig;
+pub use columns::Columns;
 pub use config::{config_from_dict, config_to_dict};
 pub use embedding::{EmbeddingQuantizer, TiedEmbeddingQuantizer};
 pub use float8::{
@@ -55,6 +68,7 @@ pub use float8_dynamic_int4::{Float8DynamicActivationInt4WeightConfig, Float8Int
 pub use floatx::FPXWeightOnlyConfig;
 pub use fqn::FqnToConfig;
 pub use gguf::{GgufBlockConfig, GgufType};
+pub use gptq::GptqConfig;
 pub use groupwise_lut::GroupwiseLutWeightConfig;
 pub use int4_dynamic_int4::Int4DynamicActivationInt4WeightConfig;
 pub use int4_weight_only::Int4WeightOnlyConfig;
@@ -62,6 +76,7 @@ pub use int8_dynamic::Int8DynamicActivationInt8WeightConfig;
 pub use int8_dynamic_int4::Int8DynamicActivationInt4WeightConfig;
 pub use int8_dynamic_intx::Int8DynamicActivationIntxWeightConfig;
 pub use int8_lut::Int8LutConfig;
+pub use int8_static::Int8StaticActivationInt8WeightConfig;
 pub use int8_weight_only::Int8WeightOnlyConfig;
 pub use intx_options::{IntxChooseQParamsAlgorithm, IntxPackingFormat};
 pub use intx_weight_only::IntxWeightOnlyConfig;
@@ -72,11 +87,12 @@ pub use primitives::{Granularity, MappingType};
 pub use quantize::{
     LayerReport, Progress, QuantizeOptions, QuantizeReport, is_linear, quantize_, quantize_with,
 };
+pub use smoothquant::SmoothQuantConfig;
 pub use stored::read_weight;
 pub use uintx_weight_only::UIntXWeightOnlyConfig;
 pub use workflows::{WORKFLOWS, Workflow, support_table};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::Cpu;
 use crate::model::Weight;
 
@@ -93,6 +109,20 @@ pub trait Recipe: Send + Sync + std::fmt::Debug {
 
     /// Quantizes `weight`, a few rows at a time, on the threads of `cpu`.
     fn quantize(&self, cpu: &Cpu, weight: &dyn Weight) -> Result<Arc<dyn Weight>>;
+
+    /// The recipe as one that looks at a layer's inputs first, if it is such a one.
+    fn calibrated(&self) -> Option<&dyn Calibrated> {
+        None
+    }
+
+    /// The format of `weight` as one that is filled column by column, which GPTQ and AutoRound ask for.
+    fn columns(&self, _cpu: &Cpu, _weight: &dyn Weight) -> Result<Box<dyn Columns>> {
+        Err(Error::invalid(format!(
+            "{} chooses the codes of a block together and cannot round one column at a time; \
+             take int4-weight-only, int8-weight-only or intx-weight-only as the base",
+            self.name()
+        )))
+    }
 
     /// What is done to the linear layer `fqn`. Only [`FqnToConfig`] tells layers apart.
     fn choose(&self, _fqn: &str) -> Choice<'_> {

@@ -5,6 +5,7 @@ use crate::kernels::Cpu;
 use crate::model::{Linear, Model};
 use crate::table::{Cell, Table};
 
+use super::calibration::wrap_again;
 use super::{Choice, Recipe};
 
 /// The filter that takes every linear layer (A05); a tied output layer is no layer of its own.
@@ -146,15 +147,15 @@ pub fn quantize_with(
     Ok(report)
 }
 
-enum Action<'a> {
+pub(super) enum Action<'a> {
     Apply(&'a dyn Recipe),
     Leave(String),
 }
 
-struct Planned<'a> {
+pub(super) struct Planned<'a> {
     /// As the layer is now.
-    layer: LayerReport,
-    action: Action<'a>,
+    pub(super) layer: LayerReport,
+    pub(super) action: Action<'a>,
 }
 
 impl Planned<'_> {
@@ -168,7 +169,7 @@ impl Planned<'_> {
 }
 
 /// What is to be done to each layer, or the first reason why it cannot be; and what to tell.
-fn plan<'a>(
+pub(super) fn plan<'a>(
     model: &Model,
     recipe: &'a dyn Recipe,
     filter: &dyn Fn(&str, &Linear) -> bool,
@@ -222,7 +223,12 @@ fn apply(
 ) -> Result<LayerReport> {
     let fqn = layer.fqn.clone();
     let linear = model.linear(&fqn)?;
-    let weight = recipe.quantize(cpu, linear.weight.as_ref()).within(&fqn)?;
+    let mut inner = &linear.weight;
+    while let Some(transform) = inner.as_transform() {
+        inner = transform.inner();
+    }
+    let weight = recipe.quantize(cpu, inner.as_ref()).within(&fqn)?;
+    let weight = wrap_again(linear.weight.as_transform(), weight)?;
     let (workflow, nbytes_after) = (weight.workflow(), weight.nbytes());
     model.set_weight(&fqn, weight)?;
     Ok(LayerReport { workflow, nbytes_after, ..layer })

@@ -61,6 +61,11 @@ impl Stored {
         )))
     }
 
+    /// The tensors that nobody took yet.
+    pub(crate) fn into_tensors(self) -> Vec<(String, Tensor)> {
+        self.tensors
+    }
+
     /// Refuses tensors that nobody took.
     pub(crate) fn finish(self) -> Result<()> {
         match self.tensors.first() {

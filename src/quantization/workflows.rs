@@ -5,10 +5,10 @@ use std::sync::Arc;
 use super::config::Typed;
 use super::stored::Stored;
 use super::{
-    Recipe, bitnet, codebook, codebook_coreml, embedding, float8, float8_dynamic_int4, floatx,
-    gguf, groupwise_lut, int4_dynamic_int4, int4_weight_only, int8_dynamic, int8_dynamic_int4,
-    int8_dynamic_intx, int8_lut, int8_weight_only, intx_weight_only, mx, nf4, nvfp4,
-    uintx_weight_only,
+    Recipe, awq, bitnet, codebook, codebook_coreml, embedding, float8, float8_dynamic_int4, floatx,
+    gguf, gptq, groupwise_lut, int4_dynamic_int4, int4_weight_only, int8_dynamic,
+    int8_dynamic_int4, int8_dynamic_intx, int8_lut, int8_static, int8_weight_only,
+    intx_weight_only, mx, nf4, nvfp4, smoothquant, spinquant, uintx_weight_only,
 };
 use crate::error::Result;
 use crate::model::Weight;
@@ -35,6 +35,7 @@ pub struct Workflow {
 
 /// Every workflow.
 pub const WORKFLOWS: &[Workflow] = &[
+    awq::WORKFLOW,
     bitnet::WORKFLOW,
     codebook::WORKFLOW,
     codebook_coreml::WORKFLOW,
@@ -46,6 +47,7 @@ pub const WORKFLOWS: &[Workflow] = &[
     float8_dynamic_int4::WORKFLOW,
     floatx::WORKFLOW,
     gguf::WORKFLOW,
+    gptq::WORKFLOW,
     groupwise_lut::WORKFLOW,
     int4_dynamic_int4::WORKFLOW,
     int4_weight_only::WORKFLOW,
@@ -53,6 +55,7 @@ pub const WORKFLOWS: &[Workflow] = &[
     int8_dynamic_int4::WORKFLOW,
     int8_dynamic_intx::WORKFLOW,
     int8_lut::WORKFLOW,
+    int8_static::WORKFLOW,
     int8_weight_only::WORKFLOW,
     intx_weight_only::WORKFLOW,
     mx::DYNAMIC,
@@ -60,6 +63,8 @@ pub const WORKFLOWS: &[Workflow] = &[
     nf4::WORKFLOW,
     nvfp4::DYNAMIC,
     nvfp4::WEIGHT_ONLY,
+    smoothquant::WORKFLOW,
+    spinquant::WORKFLOW,
     uintx_weight_only::WORKFLOW,
 ];
 

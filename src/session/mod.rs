@@ -28,6 +28,8 @@ use self::state::Timeline;
 use crate::error::{Error, Result, did_you_mean};
 use crate::io::{HubConfig, LoadOptions};
 use crate::model::Model;
+use crate::quantization::Calibration;
+use crate::quantization::autoquant::AutoquantCache;
 use crate::value::{Kind, Value};
 
 /// One person's work: what is loaded, what was done, and how it is shown.
@@ -47,6 +49,10 @@ pub struct Session {
     hub: Option<HubConfig>,
     /// Set by `quit`: the front end should end.
     pub leaving: bool,
+    /// A calibrated quantization that was stopped, with what was asked for: asked again, it goes on.
+    pub(crate) paused: Option<(String, Calibration)>,
+    /// The kernel times that autoquant has measured.
+    pub(crate) autoquant_cache: AutoquantCache,
     /// How many scripts are running within one another.
     pub(crate) depth: usize,
 }
@@ -75,6 +81,8 @@ impl Session {
             front: Arc::new(Silent),
             hub: None,
             leaving: false,
+            paused: None,
+            autoquant_cache: AutoquantCache::default(),
             depth: 0,
         }
     }

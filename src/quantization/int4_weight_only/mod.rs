@@ -10,6 +10,7 @@
 //!   zero are rounded to the weight's dtype after the codes are made.
 //! - `tile_packed_to_4d` (Q04): tinygemm's formulas (N09) in bf16, each operation rounded, scale and zero bf16.
 //!   torchao takes bf16 weights only; a weight of another dtype is rounded to bf16 first, and its details say so.
+//!   Its `hqq` algorithm (N19) fits the zeros to the whole weight in f32 before they are rounded.
 //!
 //! Both are kept in one layout on the CPU, two codes a byte, the even column in the low nibble, codes 0 ..= 15:
 //! the tiles of `tile_packed_to_4d` serve a GPU's tensor cores and change no number. For the same reason its padding
@@ -18,6 +19,7 @@
 //! `group_size` may be any divisor of an even K; torchao's documentation names 256, 128, 64 and 32, which are also the
 //! fast ones. Where it does not divide K this is an error, while torchao skips the layer and logs a line.
 
+mod columns;
 mod options;
 mod weight;
 
@@ -26,17 +28,19 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+use self::columns::Int4Columns;
 pub use self::options::{Int4ChooseQParamsAlgorithm, Int4PackingFormat};
 use self::weight::Int4Weight;
-use super::Recipe;
 use super::config::{Typed, to_dict};
 use super::primitives::{
-    CodeRange, Granularity, IntType, QParamsOptions, choose_qparams_affine_tinygemm,
-    int4_row_quantize_zp, quantize_affine_tinygemm,
+    CodeRange, Granularity, HqqCodes, HqqOptions, IntType, QParamsOptions,
+    choose_qparams_affine_tinygemm, choose_qparams_and_quantize_affine_hqq, int4_row_quantize_zp,
+    quantize_affine_tinygemm,
 };
 use super::rows::for_row_blocks;
 use super::stored::Stored;
 use super::workflows::Workflow;
+use super::{Columns, Recipe};
 use crate::error::{Error, Result};
 use crate::kernels::Cpu;
 use crate::model::Weight;
@@ -60,7 +64,7 @@ pub struct Int4WeightOnlyConfig {
         value_name = "FORMAT"
     )]
     pub int4_packing_format: Int4PackingFormat,
-    /// The algorithm of tile-packed-to-4d: tinygemm
+    /// The algorithm of tile-packed-to-4d: tinygemm, or hqq, which fits zeros to the weight
     #[arg(
         id = "choose_qparams_algorithm",
         long = "choose-qparams-algorithm",
@@ -124,7 +128,30 @@ impl Int4WeightOnlyConfig {
                 self.int4_tile_packed_ntile
             )));
         }
+        let hqq = self.int4_choose_qparams_algorithm == Int4ChooseQParamsAlgorithm::Hqq;
+        if hqq && self.int4_packing_format == Int4PackingFormat::Plain {
+            return Err(Error::invalid(
+                "choose_qparams_algorithm hqq belongs to tile-packed-to-4d and the packing format is plain; \
+                 add --packing-format tile-packed-to-4d",
+            ));
+        }
         Ok(())
+    }
+
+    /// What scales and zeros are kept in.
+    fn kept(&self, weight: &dyn Weight) -> DType {
+        match (self.int4_packing_format, weight.dtype()) {
+            (Int4PackingFormat::TilePackedTo4d, _) | (_, DType::BF16) => DType::BF16,
+            _ => DType::F32,
+        }
+    }
+
+    /// How blocks of rows are quantized; HQQ looks at all rows at once, and is not among these.
+    fn quantize_rows(&self) -> fn(&Tensor, usize) -> Result<Quantized> {
+        match self.int4_packing_format {
+            Int4PackingFormat::Plain => plain_rows,
+            Int4PackingFormat::TilePackedTo4d => tinygemm_rows,
+        }
     }
 }
 
@@ -161,25 +188,23 @@ impl Recipe for Int4WeightOnlyConfig {
         let (n, k) = weight.shape();
         self.check((n, k))?;
         let group_size = self.group_size;
-        let quantize_rows = match self.int4_packing_format {
-            Int4PackingFormat::Plain => plain_rows,
-            Int4PackingFormat::TilePackedTo4d => tinygemm_rows,
-        };
         let mut qdata = Vec::with_capacity(n * k / 2);
         let (mut scale, mut zero) = (Vec::new(), Vec::new());
-        let work = |rows: &Tensor| quantize_rows(rows, group_size);
-        for_row_blocks(cpu, weight, work, |block: Quantized| {
+        let mut keep = |block: Quantized| {
             let (pairs, _) = block.codes.as_chunks::<2>();
             qdata.extend(pairs.iter().map(|[even, odd]| even | (odd << 4)));
             scale.extend(block.scale.to_f32_vec());
             zero.extend(block.zero.to_f32_vec());
             Ok(())
-        })?;
-        // Numbers that were rounded to bf16 stay what they are on the way through f32.
-        let dtype = match (self.int4_packing_format, weight.dtype()) {
-            (Int4PackingFormat::TilePackedTo4d, _) | (_, DType::BF16) => DType::BF16,
-            _ => DType::F32,
         };
+        if self.int4_choose_qparams_algorithm == Int4ChooseQParamsAlgorithm::Hqq {
+            keep(hqq(cpu, weight, group_size)?)?;
+        } else {
+            let quantize_rows = self.quantize_rows();
+            for_row_blocks(cpu, weight, |rows| quantize_rows(rows, group_size), keep)?;
+        }
+        // Numbers that were rounded to bf16 stay what they are on the way through f32.
+        let dtype = self.kept(weight);
         let shape = [n, k / group_size];
         Ok(Arc::new(Int4Weight::new(weight::Parts {
             qdata: Tensor::new(qdata, &[n, k / 2])?,
@@ -188,6 +213,11 @@ impl Recipe for Int4WeightOnlyConfig {
             dtype: weight.dtype(),
             packing_format: self.int4_packing_format,
         })?))
+    }
+
+    fn columns(&self, _cpu: &Cpu, weight: &dyn Weight) -> Result<Box<dyn Columns>> {
+        self.check(weight.shape())?;
+        Ok(Box::new(Int4Columns::new(self, weight, self.kept(weight))))
     }
 }
 
@@ -212,5 +242,20 @@ fn tinygemm_rows(rows: &Tensor, group_size: usize) -> Result<Quantized> {
     let options = QParamsOptions { keepdim: true, ..QParamsOptions::default() };
     let (scale, zero) = choose_qparams_affine_tinygemm(&rows, &block, range, options)?;
     let codes = quantize_affine_tinygemm(&rows, &block, &scale, &zero, range)?;
+    Ok(Quantized { codes: codes.as_slice::<u8>()?.to_vec(), scale, zero })
+}
+
+/// Q04 with HQQ: the error that ends its iterations is that of the whole weight.
+fn hqq(cpu: &Cpu, weight: &dyn Weight, group_size: usize) -> Result<Quantized> {
+    let options = HqqOptions {
+        nbits: 4,
+        group_size,
+        optimize: true,
+        compute_dtype: DType::BF16,
+        raw_output: false,
+    };
+    let w = weight.dequantize()?.to_dtype(DType::BF16)?;
+    let HqqCodes { codes, scale, zero } =
+        choose_qparams_and_quantize_affine_hqq(cpu, &w, &options)?;
     Ok(Quantized { codes: codes.as_slice::<u8>()?.to_vec(), scale, zero })
 }

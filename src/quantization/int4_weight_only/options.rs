@@ -57,10 +57,12 @@ impl<'de> Deserialize<'de> for Int4PackingFormat {
 pub enum Int4ChooseQParamsAlgorithm {
     /// From the extremes of a group (N09).
     Tinygemm,
+    /// Zeros fitted so that the error's 0.7-norm is small (N19).
+    Hqq,
 }
 
-const ALGORITHMS: [(&str, Int4ChooseQParamsAlgorithm); 1] =
-    [("TINYGEMM", Int4ChooseQParamsAlgorithm::Tinygemm)];
+const ALGORITHMS: [(&str, Int4ChooseQParamsAlgorithm); 2] =
+    [("TINYGEMM", Int4ChooseQParamsAlgorithm::Tinygemm), ("HQQ", Int4ChooseQParamsAlgorithm::Hqq)];
 
 impl FromStr for Int4ChooseQParamsAlgorithm {
     type Err = Error;

@@ -7,6 +7,7 @@
 //! As in torchao the extremes are found in the weight's own dtype, so a bf16 weight's scale is a bf16
 //! number kept in f32, and eps is f32's, 2⁻²³, for every dtype.
 
+mod columns;
 mod weight;
 
 use std::sync::Arc;
@@ -14,8 +15,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+use self::columns::Int8Columns;
 use self::weight::Int8Weight;
-use super::Recipe;
 use super::config::{Typed, to_dict};
 use super::primitives::{
     CodeRange, Granularity, IntType, MappingType, QParamsOptions, choose_qparams_affine,
@@ -24,6 +25,7 @@ use super::primitives::{
 use super::rows::for_row_blocks;
 use super::stored::Stored;
 use super::workflows::Workflow;
+use super::{Columns, Recipe};
 use crate::error::{Error, Result};
 use crate::kernels::Cpu;
 use crate::model::Weight;
@@ -148,6 +150,11 @@ impl Recipe for Int8WeightOnlyConfig {
         };
         let qdata = Tensor::new(codes, &[n, k])?;
         Ok(Arc::new(Int8Weight::new(qdata, scale, weight.dtype())?))
+    }
+
+    fn columns(&self, _cpu: &Cpu, weight: &dyn Weight) -> Result<Box<dyn Columns>> {
+        self.check(weight.shape())?;
+        Ok(Box::new(Int8Columns::new(&self.granularity, weight)?))
     }
 }
 

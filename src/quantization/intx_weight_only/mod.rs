@@ -7,19 +7,22 @@
 //! torchao keeps every code in a byte of its own (`UNPACKED_TO_INT8`), for export. Here codes take the bits that they
 //! have, in memory and in files, and are unpacked in registers.
 
+mod columns;
+
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
-use super::Recipe;
+use self::columns::IntxColumns;
 use super::code_type::CodeType;
 use super::config::{Typed, float_dtype_from_word, optional_dtype, to_dict};
 use super::intx_options::{IntxChooseQParamsAlgorithm, IntxPackingFormat, group_size};
-use super::packed::{Activations, Codec, Kind, PackedWeight, quantize_rows};
+use super::packed::{Activations, Codec, Kind, PackedWeight, Parts, quantize_rows};
 use super::primitives::{Granularity, MappingType, intx_quantize};
 use super::stored::Stored;
 use super::workflows::Workflow;
+use super::{Columns, Recipe};
 use crate::error::{Error, Result};
 use crate::kernels::Cpu;
 use crate::model::Weight;
@@ -133,6 +136,31 @@ impl IntxWeightOnlyConfig {
         self.intx_packing_format.check_unpacked()?;
         group_size(&self.granularity, "granularity", 1).map(|_| ())
     }
+
+    fn fields(&self, k: usize) -> Result<Fields> {
+        Ok(Fields {
+            weight_dtype: self.weight_dtype,
+            group_size: group_size(&self.granularity, "granularity", k)?,
+            mapping_type: self.mapping_type,
+        })
+    }
+
+    /// The weight of parts whose zero points are dropped where the mapping has none.
+    fn assemble(
+        &self,
+        cpu: &Cpu,
+        (n, k): (usize, usize),
+        dtype: DType,
+        mut parts: Parts,
+    ) -> Result<Arc<dyn Weight>> {
+        let fields = self.fields(k)?;
+        let codec = fields.codec();
+        if !codec.zeros {
+            parts.zero_point = None;
+        }
+        let about = (fields_to_map(&fields), fields.details(k));
+        Ok(Arc::new(PackedWeight::new(cpu, KIND, ((n, k), codec), &parts, dtype, about)?))
+    }
 }
 
 impl Recipe for IntxWeightOnlyConfig {
@@ -152,19 +180,18 @@ impl Recipe for IntxWeightOnlyConfig {
     fn quantize(&self, cpu: &Cpu, weight: &dyn Weight) -> Result<Arc<dyn Weight>> {
         let (n, k) = weight.shape();
         self.check((n, k))?;
-        let fields = Fields {
-            weight_dtype: self.weight_dtype,
-            group_size: group_size(&self.granularity, "granularity", k)?,
-            mapping_type: self.mapping_type,
-        };
-        let codec = fields.codec();
+        let codec = self.fields(k)?.codec();
         let range = self.weight_dtype.range()?;
         let parts = quantize_rows(cpu, weight, (codec.bias, codec.zeros), |rows| {
             intx_quantize(rows, codec.group_size, self.mapping_type, range, self.scale_dtype)
         })?;
-        let about = (fields_to_map(&fields), fields.details(k));
-        let dtype = weight.dtype();
-        Ok(Arc::new(PackedWeight::new(cpu, KIND, ((n, k), codec), &parts, dtype, about)?))
+        self.assemble(cpu, (n, k), weight.dtype(), parts)
+    }
+
+    fn columns(&self, cpu: &Cpu, weight: &dyn Weight) -> Result<Box<dyn Columns>> {
+        self.check(weight.shape())?;
+        let group_size = self.fields(weight.shape().1)?.group_size;
+        Ok(Box::new(IntxColumns::new(cpu, self, weight, group_size)?))
     }
 }
 

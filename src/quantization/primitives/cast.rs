@@ -153,7 +153,7 @@ impl Rounding for ToF16 {
 }
 
 /// `value` rounded to `dtype`, for what is done once a block.
-pub(super) fn round_to(dtype: DType, value: f32) -> f32 {
+pub(crate) fn round_to(dtype: DType, value: f32) -> f32 {
     match dtype {
         DType::BF16 => ToBf16::round(value),
         DType::F16 => ToF16::round(value),

@@ -23,6 +23,7 @@ mod affine;
 mod bits;
 mod blocks;
 mod cast;
+mod cholesky;
 mod codebook;
 mod float8;
 mod float_words;
@@ -30,6 +31,7 @@ mod floatx;
 mod gguf;
 mod granularity;
 mod groupwise;
+mod hqq;
 mod int4_layouts;
 mod int4_row;
 mod intx;
@@ -38,10 +40,14 @@ mod kmeans1d;
 mod mx;
 mod nf4;
 mod nvfp4;
+mod observers;
 mod packing;
+mod parts;
 mod qparams;
+mod sinq;
 mod sqnr;
 mod sum;
+mod torch_sum;
 
 pub use activation::{per_token_dynamic_quant, quantize_activation_per_token_absmax};
 pub use affine::{
@@ -53,7 +59,9 @@ pub use bits::{
     stream_nbytes, unpack_i2_in_i8, unpack_shards,
 };
 pub use blocks::BlockGrid;
+pub(crate) use cast::round_to as round_to_dtype;
 pub use cast::{CodeRange, IntType, promote};
+pub use cholesky::inverse_cholesky_upper;
 pub use codebook::{Blocks, codebook_scales, fit_kmeans, nearest_codes};
 pub use float_words::MxElement;
 pub use float8::{
@@ -67,6 +75,10 @@ pub use groupwise::{
     ZeroPointDomain, dynamically_quantize_per_channel, get_group_qparams_symmetric,
     get_groupwise_affine_qparams, groupwise_affine_dequantize_tensor_from_qparams,
     groupwise_affine_quantize_tensor_from_qparams, pack_tinygemm_scales_and_zeros,
+};
+pub use hqq::{
+    HqqCodes, HqqOptions, ScaleOnlyCodes, choose_qparams_and_quantize_affine_hqq,
+    choose_qparams_and_quantize_scale_only_hqq,
 };
 pub use int4_layouts::{
     pack_int4_for_avx512, pack_plain_int32, pack_tinygemm_tiles, unpack_int4_for_avx512,
@@ -82,11 +94,14 @@ pub use nf4::{
     nf4_pack, nf4_unpack, nf4_values,
 };
 pub use nvfp4::{NVFP4_BLOCK, nvfp4_dequantize, nvfp4_quantize, per_tensor_amax_to_scale};
+pub use observers::{AffineQuantizedObserver, ObserverConfig, ObserverKind};
 pub use packing::{
     from_blocked, pack_bits, pack_uint6, packed_len, to_blocked, unpack_bits, unpack_uint6,
 };
+pub(crate) use parts::map_parts;
 pub use qparams::{
     MappingType, QParamsOptions, choose_qparams_affine, choose_qparams_affine_dont_preserve_zero,
     choose_qparams_affine_tinygemm, choose_qparams_affine_with_min_max,
 };
+pub use sinq::{SinqCodes, choose_qparams_and_quantize_scale_only_sinq};
 pub use sqnr::compute_error;

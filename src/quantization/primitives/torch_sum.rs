@@ -1,0 +1,95 @@
+//! Sums in the order in which PyTorch adds them on a processor with AVX2.
+//!
+//! f32 addition is not associative, so a mean that decides a scale is bit-exact only in torch's own order. A contiguous
+//! row is read as vectors of eight; four of them side by side have an accumulator each, and accumulators
+//! are cascaded every 2⁴ steps (aten/native/cpu/SumKernel.cpp, which also AVX-512 machines run with eight lanes).
+
+/// Lanes of torch's vectors.
+const LANES: usize = 8;
+/// Accumulators side by side.
+const ROWS: usize = 4;
+/// Steps of the cascade.
+const LEVELS: usize = 4;
+
+/// `Σ values`, as `torch.sum` over a contiguous dimension gives it.
+pub(super) fn torch_sum(values: &[f32]) -> f32 {
+    if values.len() < LANES {
+        return row_sum::<1>(values)[0];
+    }
+    let (vectors, tail) = values.split_at(values.len() / LANES * LANES);
+    let lanes = row_sum::<LANES>(vectors);
+    let tail = tail.iter().fold(0.0, |sum, value| sum + value);
+    lanes.iter().fold(tail, |sum, lane| sum + lane)
+}
+
+/// `torch.mean` over a contiguous dimension.
+#[expect(clippy::cast_precision_loss, reason = "torch divides by the length in f32 too")]
+pub(super) fn torch_mean(values: &[f32]) -> f32 {
+    torch_sum(values) / values.len() as f32
+}
+
+fn row_sum<const N: usize>(values: &[f32]) -> [f32; N] {
+    let (vectors, _) = values.as_chunks::<N>();
+    let (quads, rest) = vectors.as_chunks::<ROWS>();
+    let mut rows = cascade(quads);
+    for vector in rest {
+        add(&mut rows[0], vector);
+    }
+    let [mut sum, others @ ..] = rows;
+    others.iter().for_each(|row| add(&mut sum, row));
+    sum
+}
+
+fn cascade<const N: usize>(quads: &[[[f32; N]; ROWS]]) -> [[f32; N]; ROWS] {
+    let size = quads.len();
+    let power = (ceil_log2(size) / LEVELS).max(4);
+    let (step, mask) = (1_usize << power, (1_usize << power) - 1);
+    let mut levels = [[[0.0_f32; N]; ROWS]; LEVELS];
+    let mut i = 0;
+    while i + step <= size {
+        for quad in &quads[i..i + step] {
+            add_all(&mut levels[0], quad);
+        }
+        i += step;
+        for level in 1..LEVELS {
+            let below = std::mem::replace(&mut levels[level - 1], [[0.0; N]; ROWS]);
+            add_all(&mut levels[level], &below);
+            if i & (mask << (level * power)) != 0 {
+                break;
+            }
+        }
+    }
+    for quad in &quads[i..] {
+        add_all(&mut levels[0], quad);
+    }
+    let [mut sum, others @ ..] = levels;
+    others.iter().for_each(|level| add_all(&mut sum, level));
+    sum
+}
+
+fn add_all<const N: usize>(to: &mut [[f32; N]; ROWS], from: &[[f32; N]; ROWS]) {
+    to.iter_mut().zip(from).for_each(|(to, from)| add(to, from));
+}
+
+fn add<const N: usize>(to: &mut [f32; N], from: &[f32; N]) {
+    to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+}
+
+fn ceil_log2(size: usize) -> usize {
+    if size <= 2 { 1 } else { (size - 1).ilog2() as usize + 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::torch_sum;
+
+    #[test]
+    fn sums_of_whole_numbers_are_exact_at_every_length() {
+        for len in [0_u16, 1, 7, 8, 9, 31, 32, 33, 512, 513, 2047, 4099] {
+            let values: Vec<f32> = (0..len).map(f32::from).collect();
+            let wanted: f64 = (0..len).map(f64::from).sum();
+            let got = f64::from(torch_sum(&values));
+            assert!((got - wanted).abs() <= wanted * 1e-7, "{len}: {got} {wanted}");
+        }
+    }
+}
