@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the kernels' tests on an emulated ARM processor.
+# Runs the kernels' tests on an emulated ARM processor with NEON and its dot products.
 # Wants a Rust that has the target's standard library (`rustup target add aarch64-unknown-linux-gnu`,
 # or Debian's libstd-rust-dev:arm64), aarch64-linux-gnu-gcc and qemu-aarch64; where one is missing it
 # says so and passes. SYSROOT names the folder with the target's lib/ld-linux-aarch64.so.1.

@@ -172,3 +172,14 @@ impl Cpu {
         &self.threads
     }
 }
+
+#[cfg(all(test, target_arch = "aarch64"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_arm_processor_runs_neon() {
+        let names: Vec<_> = Isa::available().into_iter().map(Isa::name).collect();
+        assert_eq!(names, ["scalar", "neon"], "tests of every kernel would skip NEON otherwise");
+    }
+}

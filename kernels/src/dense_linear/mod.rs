@@ -10,8 +10,10 @@
 //! Up to [`GEMV_MAX_M`] tokens the weight is streamed once and every row is multiplied with all
 //! tokens while it is in registers; with more tokens [`panels`] takes over.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 pub mod panels;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod passes;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
@@ -28,7 +30,6 @@ use half::{bf16, f16};
 
 use crate::parallel::Tile;
 use crate::{Cost, Cpu, Isa, Shape};
-#[cfg(target_arch = "x86_64")]
 pub(crate) use panels::fetch;
 pub use panels::{Block, PANEL_K, gemm_with_bf16_panels, gemm_with_panels};
 pub use scalar::oracle;
@@ -138,7 +139,9 @@ pub fn kernel_name(format: Format, isa: Isa, m: usize) -> String {
     };
     let variant = if m <= GEMV_MAX_M { "gemv" } else { "gemm" };
     match isa {
-        Isa::Scalar | Isa::Neon(_) => format!("any-{types}-scalar"),
+        Isa::Scalar => format!("any-{types}-scalar"),
+        Isa::Neon(_) if format == Format::Bf16Bf16 => format!("aarch64-bf16xf32-neon-{variant}"),
+        Isa::Neon(_) => format!("aarch64-{types}-neon-{variant}"),
         Isa::Avx512Vnni(_) if format == Format::Bf16Bf16 => {
             format!("x86-{types}-avx512bf16-{variant}")
         }
@@ -162,7 +165,11 @@ fn linear(cpu: &Cpu, w: Weight<'_>, x: &[f32], y: &mut [f32], shape: Shape) {
         Isa::Avx512Vnni(isa) if shape.m <= GEMV_MAX_M => by_rows(cpu, y, shape, |rows, tile| {
             x86_avx512::gemv(isa.avx512(), w.slice(rows), x, tile, shape);
         }),
-        Isa::Scalar | Isa::Neon(_) => by_rows(cpu, y, shape, |rows, tile| {
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon(isa) if shape.m <= GEMV_MAX_M => by_rows(cpu, y, shape, |rows, tile| {
+            aarch64::gemv(isa, w.slice(rows), x, tile, shape);
+        }),
+        Isa::Scalar => by_rows(cpu, y, shape, |rows, tile| {
             scalar::gemv(w.slice(rows), x, tile, shape);
         }),
         isa => {
@@ -265,6 +272,8 @@ fn bf16_to_f32(v: bf16) -> f32 {
 
 fn widen_f16(isa: Isa, from: &[f16], to: &mut [f32]) {
     match isa {
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon(isa) => aarch64::widen_f16(isa, from, to),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2(isa) => x86_avx2::widen_f16(isa, from, to),
         #[cfg(target_arch = "x86_64")]

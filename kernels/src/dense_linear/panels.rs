@@ -17,6 +17,9 @@ use std::sync::Mutex;
 
 use half::bf16;
 
+#[cfg(target_arch = "aarch64")]
+use super::aarch64;
+
 #[cfg(target_arch = "x86_64")]
 use super::round_to_bf16;
 use super::{bf16_to_f32, scalar};
@@ -99,6 +102,8 @@ pub(super) fn gemm_f32(
         Isa::Avx512Vnni(isa) => {
             gemm(cpu, &x86_avx512::engine(&isa.avx512()), shape, x, y, source);
         }
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon(isa) => gemm(cpu, &aarch64::engine(&isa), shape, x, y, source),
         _ => gemm(cpu, &scalar::engine(), shape, x, y, source),
     }
 }

@@ -104,7 +104,7 @@ enum Path {
 
 /// The one place that decides; blocks of activations have as many numbers as an integer path says.
 fn path(isa: Isa, Shape { m, k, .. }: Shape, group_size: usize) -> Path {
-    if matches!(isa, Isa::Scalar | Isa::Neon(_)) {
+    if matches!(isa, Isa::Scalar) {
         return Path::Scalar;
     }
     match (isa, block(group_size, k)) {
@@ -157,6 +157,8 @@ pub fn kernel_name(isa: Isa, shape: Shape, group_size: usize) -> &'static str {
         #[cfg(target_arch = "x86_64")]
         (Path::VnniGemm(..), _) => "x86-int4xint16-avx512vnni-gemm",
         (Path::Panels, Isa::Avx2(_)) => "x86-int4xf32-avx2-gemm",
+        (Path::Panels, Isa::Neon(_)) => "aarch64-int4xf32-neon-gemm",
+        (Path::Rows, Isa::Neon(_)) => "aarch64-int4xf32-neon-rows",
         (Path::Panels, _) => "x86-int4xf32-avx512-gemm",
         (Path::Rows, _) => "x86-int4xf32-avx2-rows",
     }
@@ -231,7 +233,7 @@ impl Rows<'_> {
     fn multiply_integers(self, cpu: &Cpu, x: &[f32], y: &mut [f32], shape: Shape) -> bool {
         let isa = cpu.isa();
         let (k, g) = (self.k, self.w.group_size);
-        let done = match path(isa, shape, g) {
+        let done: Option<()> = match path(isa, shape, g) {
             #[cfg(target_arch = "x86_64")]
             Path::Avx2(avx2, block) => Planes::new(isa, x, (k, g), block)
                 .map(|x| avx2::weight_only(avx2, cpu, self, &x, y)),

@@ -53,14 +53,16 @@ pub fn dynamic(cpu: &Cpu, w: Weight<'_>, act: Activation<'_>, y: &mut [f32], sha
     );
     assert!(y.len() == m * n, "{} results are not {m} × {n}", y.len());
     match cpu.isa() {
-        Isa::Scalar | Isa::Neon(_) => scalar(w, act, y, shape),
+        Isa::Scalar => scalar(w, act, y, shape),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon(neon) => super::aarch64::dynamic(neon, cpu, (w, act), y, shape),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2(avx2) => avx2::dynamic(avx2, cpu, (w, act), y, shape),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512(avx512) => avx2::dynamic(avx512.avx2(), cpu, (w, act), y, shape),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Vnni(vnni) => avx512vnni_dynamic::dynamic(vnni, cpu, (w, act), y, shape),
-        #[cfg(not(target_arch = "x86_64"))]
+        // A token of a processor of another kind cannot be made.
         _ => scalar(w, act, y, shape),
     }
 }
@@ -78,7 +80,8 @@ pub fn dynamic_kernel_name(isa: Isa, m: usize) -> &'static str {
         (Isa::Avx512Vnni(_), _) => "x86-int8xint8-avx512vnni-gemm",
         (Isa::Avx2(_) | Isa::Avx512(_), ..=GEMV_MAX_M) => "x86-int8xint8-avx2-gemv",
         (Isa::Avx2(_) | Isa::Avx512(_), _) => "x86-int8xint8-avx2-gemm",
-        (Isa::Scalar | Isa::Neon(_), _) => "scalar-int8xint8",
+        (Isa::Neon(_), _) => "aarch64-int8xint8-neondot",
+        (Isa::Scalar, _) => "scalar-int8xint8",
     }
 }
 

@@ -9,6 +9,8 @@
 //! in f32 in that order, bit for bit.
 //! Source: torchao `Int8Tensor` (weight-only and dynamic activation); integer products as in gemmlowp.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -82,9 +84,14 @@ pub fn weight_only(
     assert!(y.len() == m * n, "{} results are not {m} × {n}", y.len());
     scale.check(shape);
     let w = Rows { qdata, scale, k };
-    let blocks = scale.block(k).and_then(|block| BlockInt16::new(cpu.isa(), x, k, block));
+    // NEON multiplies rows in f32, which its compiler makes vectors of.
+    let in_integers = |_: &usize| !matches!(cpu.isa(), Isa::Neon(_));
+    let blocks = scale
+        .block(k)
+        .filter(in_integers)
+        .and_then(|block| BlockInt16::new(cpu.isa(), x, k, block));
     match (cpu.isa(), blocks) {
-        (Isa::Scalar | Isa::Neon(_), _) => scalar(w, x, y, shape),
+        (Isa::Scalar, _) => scalar(w, x, y, shape),
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx2(avx2), Some(x)) => avx2::weight_only(avx2, cpu, w, &x, (y, shape)),
         #[cfg(target_arch = "x86_64")]
@@ -107,7 +114,8 @@ pub fn weight_only_cost(shape: Shape, scales: usize) -> Cost {
 pub fn kernel_name(isa: Isa, scale: Scale<'_>, shape: Shape) -> &'static str {
     let is_integer = scale.block(shape.k).is_some();
     match isa {
-        Isa::Scalar | Isa::Neon(_) => "scalar-int8xf32",
+        Isa::Scalar => "scalar-int8xf32",
+        Isa::Neon(_) => "aarch64-int8xf32-neon-rows",
         _ if !is_integer => "x86-int8xf32-avx2-rows",
         Isa::Avx512Vnni(_) if shape.m <= GEMV_MAX_M => "x86-int8xint16-avx512vnni-gemv",
         Isa::Avx512Vnni(_) => "x86-int8xint16-avx512vnni-gemm",
