@@ -131,8 +131,7 @@ pub fn generate(
             written.stop = if full { Stop::Context } else { Stop::Length };
             break;
         }
-        let hidden = model.forward(cpu, &[token], &mut context, &mut NoObserver)?;
-        scores = model.logits(cpu, &hidden)?;
+        scores = model.step(cpu, token, &mut context)?;
     }
     let rest = decoder.finish()?;
     if !rest.is_empty() {

@@ -19,7 +19,24 @@ fn environment() -> cli::Environment {
         .map(std::path::PathBuf::from)
         .filter(|path| path.is_absolute())
         .or_else(|| Some(std::path::PathBuf::from(set("HOME")?).join(".local/share")));
+    let cache = set("XDG_CACHE_HOME")
+        .map(std::path::PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .or_else(|| Some(std::path::PathBuf::from(set("HOME")?).join(".cache")));
+    let folders = |names: &[&str]| -> Vec<std::path::PathBuf> {
+        names.iter().filter_map(|name| set(name)).map(Into::into).collect()
+    };
+    let cuda = aolab::kernels::cuda::Options {
+        ordinal: 0,
+        library_folders: aolab::kernels::cuda::search_folders(
+            &folders(&["AOLAB_CUDA_LIBRARIES"]),
+            &folders(&["CUDA_HOME", "CUDA_PATH"]),
+            &folders(&["VIRTUAL_ENV", "CONDA_PREFIX"]),
+        ),
+        cache: cache.map(|folder| folder.join("aolab").join("cuda")),
+    };
     cli::Environment {
+        cuda,
         no_color: set("NO_COLOR").is_some(),
         dumb_terminal: var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb"),
         hub: aolab::io::HubConfig::from_env(|name| std::env::var(name).ok()),

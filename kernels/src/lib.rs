@@ -26,6 +26,7 @@ pub mod attention_training;
 mod block_int16;
 mod cost;
 pub mod cross_entropy;
+pub mod cuda;
 pub mod dense_linear;
 pub mod dtypes;
 pub mod embedding;

@@ -1,5 +1,5 @@
 /// The shape of a linear layer's call: `y (m, n) = x (m, k) · W (n, k)ᵀ`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Shape {
     /// Rows of the activation: tokens.
     pub m: usize,

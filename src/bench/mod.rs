@@ -1,6 +1,7 @@
 //! Speed and memory, with the ceiling of this machine beside every number.
 
 mod ceilings;
+pub mod cuda;
 mod decode;
 mod linear;
 mod memory;

@@ -36,6 +36,12 @@ pub(super) struct Arguments {
     /// The instruction set that kernels use: scalar, avx2, avx512, avx512vnni, neon [default: the fastest]
     #[arg(long, value_name = "NAME")]
     pub(super) isa: Option<String>,
+    /// Where models run: cpu, cuda (the first NVIDIA GPU) or cuda:N [default: cpu]
+    #[arg(long, value_name = "NAME")]
+    pub(super) device: Option<String>,
+    /// A folder with NVRTC and cuBLASLt, where they are neither in a toolkit nor in the active Python environment
+    #[arg(long, value_name = "DIR")]
+    pub(super) cuda_libraries: Option<std::path::PathBuf>,
     /// Where random draws start [default: 0]
     #[arg(long, value_name = "N")]
     pub(super) seed: Option<u64>,
@@ -50,7 +56,7 @@ pub(super) struct Arguments {
 }
 
 /// Flags of ours with a value; those without one are `SWITCHES`.
-const OPTIONS: [&str; 3] = ["--threads", "--isa", "--seed"];
+const OPTIONS: [&str; 5] = ["--threads", "--isa", "--device", "--cuda-libraries", "--seed"];
 const SWITCHES: [&str; 3] = ["--json", "--quiet", "--no-color"];
 
 impl Arguments {
@@ -90,6 +96,8 @@ impl Arguments {
             no_color: self.no_color | later.no_color,
             threads: later.threads.or(self.threads),
             isa: later.isa.or(self.isa),
+            device: later.device.or(self.device),
+            cuda_libraries: later.cuda_libraries.or(self.cuda_libraries),
             seed: later.seed.or(self.seed),
             words: self.words,
         }

@@ -28,6 +28,8 @@ pub(crate) struct Environment {
     pub(crate) dumb_terminal: bool,
     /// Where models of the hub come from.
     pub(crate) hub: HubConfig,
+    /// Where a GPU's libraries and compiled kernels lie.
+    pub(crate) cuda: aolab::kernels::cuda::Options,
     /// Where the REPL keeps its lines.
     pub(crate) history_file: Option<PathBuf>,
 }
@@ -43,6 +45,11 @@ pub(crate) fn main(
     };
     let mut session = Session::new();
     session.set_hub(environment.hub.clone());
+    let mut cuda = environment.cuda.clone();
+    if let Some(folder) = &arguments.cuda_libraries {
+        cuda.library_folders.insert(0, folder.clone());
+    }
+    session.set_cuda_options(cuda);
     let stop = session.cancel_flag();
     let terminal = Arc::new(Terminal::new(Style::of(&arguments, environment), Arc::clone(&stop)));
     session.set_front_end(Arc::clone(&terminal) as _);
@@ -99,6 +106,9 @@ fn prepare(arguments: &Arguments, session: &mut Session) -> Result<()> {
     }
     if let Some(isa) = &arguments.isa {
         session.set_isa(isa)?;
+    }
+    if let Some(device) = &arguments.device {
+        session.set_device(device)?;
     }
     if let Some(seed) = arguments.seed {
         session.set_seed(seed);

@@ -7,12 +7,12 @@ use half::bf16;
 use super::kv_cache_format::KvCacheFormat;
 use super::{Command, Example, Group, Output};
 use crate::bench::{
-    DecodeConfig, LinearCase, Peaks, PrefillConfig, ceilings, decode, linear, prefill,
+    DecodeConfig, LinearCase, Peaks, PrefillConfig, ceilings, cuda, decode, linear, prefill,
 };
 use crate::error::{Context as _, Error, Result};
 use crate::kernels::float_linear::Element;
 use crate::kernels::{Compute, Cpu};
-use crate::model::{DenseWeight, Weight};
+use crate::model::{DenseWeight, Model, Weight};
 use crate::quantization::primitives::{Float8, MxElement};
 use crate::quantization::{
     BitNetConfig, CodeType, CodebookCoreMlWeightOnlyConfig, FPXWeightOnlyConfig,
@@ -77,6 +77,18 @@ enum What {
         /// Seconds a case
         #[arg(long, default_value_t = 0.5)]
         seconds: f64,
+    },
+    /// Time quantizing activations on a GPU, with --device cuda (takes no model)
+    Quantize {
+        /// Shapes as ROWSxCOLUMNS, separated by commas
+        #[arg(long, value_delimiter = ',', default_value = "16x4096,8192x4096")]
+        shape: Vec<String>,
+    },
+    /// Time everything that others are measured by, on a GPU, with --device cuda (takes no model)
+    Anchors {
+        /// Leave out the model of Llama-3-8B's shape, which takes 20 GB on the GPU
+        #[arg(long)]
+        without_llama: bool,
     },
     /// Measure what this machine can do at most (takes no model)
     Machine {
@@ -271,6 +283,9 @@ impl Command for Bench {
             Value::Model(model) => Ok(model),
             _ => session.model().cloned(),
         };
+        if session.device().is_some() {
+            return on_gpu(session, self.what, model).map(Value::Table);
+        }
         let cpu = session.cpu().clone();
         let task = session.task("timing");
         let progress = &mut |done, total| task.progress(done, total);
@@ -285,6 +300,9 @@ impl Command for Bench {
                 let config = PrefillConfig { tokens, repeats };
                 prefill(&model, &cpu, &config, progress)?.table(&model.name)?
             }
+            What::Quantize { .. } | What::Anchors { .. } => {
+                return Err(Error::usage("this bench runs on a GPU; add --device cuda"));
+            }
             What::Machine { seconds } => ceilings(&cpu, checked(seconds)?)?,
             What::Linear { shape, m, format, group_size, warm, seconds } => {
                 let cases = Cases { m, format, group_size, warm, seconds: checked(seconds)? };
@@ -292,6 +310,57 @@ impl Command for Bench {
             }
         };
         Ok(Value::Table(table))
+    }
+}
+
+/// The same benches on the session's GPU.
+fn on_gpu(session: &Session, what: What, model: Result<Model>) -> Result<Table> {
+    let device = cuda::need_device(session.device())?;
+    let cpu = session.cpu().clone();
+    let task = session.task("timing");
+    let progress = &mut |done, total| task.progress(done, total);
+    match what {
+        What::Decode { context, tokens, kv_cache } => {
+            let model = session.placed(model?.with_kv_cache(kv_cache.get()))?;
+            cuda::decode(&model, &cpu, &cuda::measure_ceilings(device)?, (context, tokens))
+        }
+        What::Prefill { tokens, repeats } => {
+            let model = session.placed(model?)?;
+            cuda::prefill(&model, &cpu, &cuda::measure_ceilings(device)?, (tokens, repeats))
+        }
+        What::Linear { shape, m, format, group_size, .. } => {
+            let ceilings = cuda::measure_ceilings(device)?;
+            let (mut table, mut baselines) = (None::<Table>, cuda::Baselines::new());
+            let shapes = shapes(&shape)?;
+            let total = shapes.len() * format.len();
+            let cases = shapes.iter().flat_map(|shape| format.iter().map(move |f| (shape, f)));
+            for (done, ((n, k), format)) in cases.enumerate() {
+                if !progress(done, total) {
+                    return Err(Error::Cancelled);
+                }
+                let weight = format.weight(&cpu, *n, *k, group_size)?;
+                let bench = cuda::LinearBench { weight, m: m.clone() };
+                let rows = cuda::linear(device, &ceilings, &bench, &mut baselines)?;
+                match &mut table {
+                    Some(table) => table.append(rows)?,
+                    None => table = Some(rows),
+                }
+            }
+            table.ok_or_else(|| Error::usage("nothing to time: give a shape, a format and an M"))
+        }
+        What::Machine { .. } => cuda::measure_ceilings(device)?.table(device),
+        What::Quantize { shape } => {
+            cuda::quantize(device, &cuda::measure_ceilings(device)?, &shapes(&shape)?)
+        }
+        What::Anchors { without_llama } => {
+            // One table is the result; the others stand beside it.
+            let mut tables = cuda::anchors(device, &cpu, !without_llama, progress)?;
+            let layers = tables.remove(1);
+            for table in tables {
+                session.note(&table.to_text(None, false));
+            }
+            Ok(layers)
+        }
     }
 }
 

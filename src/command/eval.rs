@@ -124,7 +124,7 @@ impl Command for Eval {
     ];
 
     fn run(self, session: &mut Session, input: Value) -> Result<Value> {
-        let model = input.into_model()?;
+        let model = session.placed(input.into_model()?)?;
         let cpu = session.cpu().clone();
         let task = session.task("reading");
         let progress = &mut |done, total| task.progress(done, total);
@@ -144,13 +144,13 @@ impl Command for Eval {
                 eval::kv_cache(&model, &formats, &cpu, named, &config, progress)?
             }
             Measure::Kl { base, text } => {
-                let base = session.model_called(base)?;
+                let base = session.placed(session.model_called(base)?)?;
                 let (words, config) = text.read()?;
                 let found = eval::kl(&base, &[&model], &cpu, &words, &config, progress)?;
                 found[0].table(&model.name, &base.name, &text.name())?
             }
             Measure::Sqnr { base, text } => {
-                let base = session.model_called(base)?;
+                let base = session.placed(session.model_called(base)?)?;
                 let (words, mut config) = text.read()?;
                 // Signal-to-noise settles within a few thousand tokens.
                 config.windows = config.windows.or(Some(8));

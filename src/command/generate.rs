@@ -59,6 +59,7 @@ impl Command for Generate {
 
     fn run(self, session: &mut Session, input: Value) -> Result<Value> {
         let model = input.into_model()?.with_kv_cache(self.kv_cache.get());
+        let model = session.placed(model)?;
         let config = GenerateConfig {
             max_new_tokens: self.max_new_tokens,
             temperature: self.temperature,

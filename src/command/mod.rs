@@ -22,6 +22,7 @@ mod pipeline;
 mod reference;
 
 mod bench;
+mod cache;
 mod calibrate;
 mod compare;
 mod echo;
@@ -72,6 +73,7 @@ pub static COMMANDS: &[Entry] = &[
     Entry::of::<history::History>(),
     Entry::of::<run::Run>(),
     Entry::of::<set::Set>(),
+    Entry::of::<cache::Cache>(),
     Entry::of::<echo::Echo>(),
     Entry::of::<help::Help>(),
     Entry::of::<quit::Quit>(),

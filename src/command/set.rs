@@ -7,7 +7,7 @@ use crate::session::Session;
 use crate::table::Table;
 use crate::value::{Kind, Value};
 
-/// Choose threads, instruction set, compute dtype or seed; alone, show them.
+/// Choose threads, instruction set, compute dtype, device or seed; alone, show them.
 #[derive(Debug, clap::Args)]
 pub(super) struct Set {
     #[command(subcommand)]
@@ -33,6 +33,11 @@ enum Setting {
         #[arg(value_enum)]
         dtype: Dtype,
     },
+    /// Where models run: cpu, cuda (the first GPU) or cuda:N
+    Device {
+        /// cpu, cuda or cuda:N
+        name: String,
+    },
     /// Where random draws start
     Seed {
         /// Any number; the same seed gives the same bytes
@@ -53,6 +58,7 @@ impl Command for Set {
     const OUTPUT: Output = Output::Is(Kind::Table);
     const EXAMPLES: &'static [Example] = &[
         Example { line: "set threads 2", about: "use two threads", expect: "threads" },
+        Example { line: "set device cpu", about: "run models on the CPU", expect: "cpu" },
         Example { line: "set isa scalar", about: "use plain code", expect: "scalar" },
         Example { line: "set compute bf16", about: "multiply bf16 layers in bf16", expect: "bf16" },
         Example { line: "set seed 7; set", about: "show the settings", expect: "7" },
@@ -64,6 +70,7 @@ impl Command for Set {
             Some(Setting::Isa { name }) => session.set_isa(&name)?,
             Some(Setting::Compute { dtype: Dtype::F32 }) => session.set_compute(Compute::F32),
             Some(Setting::Compute { dtype: Dtype::Bf16 }) => session.set_compute(Compute::Bf16),
+            Some(Setting::Device { name }) => session.set_device(&name)?,
             Some(Setting::Seed { value }) => session.set_seed(value),
             None => {}
         }
@@ -72,6 +79,7 @@ impl Command for Set {
             ("threads", session.cpu().threads().count().to_string()),
             ("isa", session.cpu().isa().name().to_owned()),
             ("compute", session.cpu().compute().name().to_owned()),
+            ("device", session.device().map_or_else(|| "cpu".to_owned(), |d| format!("{d:?}"))),
             ("seed", session.seed().to_string()),
         ];
         for (setting, value) in settings {

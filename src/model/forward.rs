@@ -5,6 +5,7 @@ use aolab_kernels::kv_cache::KvCache;
 use aolab_kernels::rope::{self, RopeShape};
 use aolab_kernels::{Cpu, activation, norm};
 
+use super::cuda::GpuContext;
 use super::{Job, Layer, Linear, Model};
 use crate::error::{Context as _, Error, Result};
 
@@ -19,13 +20,22 @@ pub trait Observer {
     fn linear_input(&mut self, layer: usize, name: &'static str, x: &[f32]) {
         let _ = (layer, name, x);
     }
+
+    /// Whether it looks at all: what a GPU computes is copied to the host only for one that does.
+    fn looks(&self) -> bool {
+        true
+    }
 }
 
 /// Sees nothing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoObserver;
 
-impl Observer for NoObserver {}
+impl Observer for NoObserver {
+    fn looks(&self) -> bool {
+        false
+    }
+}
 
 /// Everything that one sequence needs while it is read or written: the key/value cache, the rotary
 /// tables and scratch space. Made by [`Model::context`].
@@ -38,6 +48,8 @@ pub struct Context {
     cos: Vec<f32>,
     sin: Vec<f32>,
     scratch: Scratch,
+    /// In place of all of these where the model runs on a GPU; made by the first pass.
+    gpu: Option<GpuContext>,
 }
 
 #[derive(Debug, Default)]
@@ -70,6 +82,29 @@ impl Context {
         self.len == 0
     }
 
+    /// The GPU's part, made by the first caller, and how many positions it holds.
+    fn on_gpu(
+        &mut self,
+        model: &Model,
+        placed: std::sync::Arc<super::cuda::Placed>,
+    ) -> Result<(usize, &mut GpuContext)> {
+        let gpu = match self.gpu.take() {
+            Some(gpu) => gpu,
+            None => GpuContext::new(model, placed, self.capacity)?,
+        };
+        Ok((self.len, self.gpu.insert(gpu)))
+    }
+
+    fn check_room(&self, m: usize) -> Result<()> {
+        if self.len + m <= self.capacity {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "the context holds {} positions and {} are read already: {m} more do not fit",
+            self.capacity, self.len
+        )))
+    }
+
     /// Forgets everything behind the first `len` positions.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
@@ -88,10 +123,13 @@ impl Model {
     /// An empty context for up to `capacity` positions, its cache in the model's format.
     pub fn context(&self, capacity: usize) -> Context {
         let config = &self.config;
-        let shape = [config.num_key_value_heads, capacity, config.head_dim];
+        // On a GPU the cache lies there.
+        let here = if self.device.is_some() { 0 } else { capacity };
+        let shape = [config.num_key_value_heads, here, config.head_dim];
         let cache = KvCache::new(self.kv_cache, self.layers.len(), shape);
         let (cos, sin) = rope::tables(&config.inv_freq(), 0..capacity, 1.0);
-        Context { capacity, len: 0, cache, cos, sin, scratch: Scratch::default() }
+        let scratch = Scratch::default();
+        Context { capacity, len: 0, cache, cos, sin, scratch, gpu: None }
     }
 
     /// A context for [`Model::forward_block`], which keeps the keys and values of one block at a time.
@@ -182,6 +220,9 @@ impl Model {
 
     /// The logits `(M, vocabulary)` of normed hidden states `(M, hidden)`.
     pub fn logits(&self, cpu: &Cpu, hidden: &[f32]) -> Result<Vec<f32>> {
+        if let Some(placed) = self.placed()? {
+            return placed.logits(hidden).within("lm_head");
+        }
         let (vocab, d) = self.head().shape();
         let m = hidden.len() / d;
         let mut logits = vec![0.0; m * vocab];
@@ -201,11 +242,12 @@ impl Model {
         out: &mut [f32],
     ) -> Result<()> {
         let m = tokens.len();
-        if context.len + m > context.capacity {
-            return Err(Error::invalid(format!(
-                "the context holds {} positions and {} are read already: {m} more do not fit",
-                context.capacity, context.len
-            )));
+        context.check_room(m)?;
+        if let Some(placed) = self.placed()? {
+            let (past, gpu) = context.on_gpu(self, placed)?;
+            gpu.prefill(tokens, past, observer, out)?;
+            context.len += m;
+            return Ok(());
         }
         let mut s = std::mem::take(&mut context.scratch);
         s.resize(self, m);
@@ -221,6 +263,65 @@ impl Model {
         context.len += m;
         context.scratch = s;
         Ok(())
+    }
+
+    /// Reads one token and gives the logits of the next; on a GPU as one captured graph.
+    pub fn step(&self, cpu: &Cpu, token: u32, context: &mut Context) -> Result<Vec<f32>> {
+        let Some(placed) = self.placed()? else {
+            let hidden = self.forward(cpu, &[token], context, &mut NoObserver)?;
+            return self.logits(cpu, &hidden);
+        };
+        context.check_room(1)?;
+        self.check_token(token)?;
+        let (past, gpu) = context.on_gpu(self, placed)?;
+        let logits = gpu.step(token, past)?;
+        context.len += 1;
+        Ok(logits)
+    }
+
+    /// On a GPU: reads `token`, then the likeliest after it and so on, `count` tokens in all, without waiting for any; gives what was
+    /// chosen, the last of which was not read.
+    pub fn decode_greedy(
+        &self,
+        token: u32,
+        count: usize,
+        context: &mut Context,
+    ) -> Result<Vec<u32>> {
+        context.check_room(count)?;
+        self.check_token(token)?;
+        let (past, gpu) = context.on_gpu(self, self.need_placed()?)?;
+        let chosen = gpu.decode(token, past, count)?;
+        context.len += count;
+        Ok(chosen)
+    }
+
+    /// On a GPU: the microseconds of one token, the median of `count`, and how many kernels it is.
+    pub fn time_step(
+        &self,
+        token: u32,
+        count: usize,
+        context: &mut Context,
+    ) -> Result<(f64, usize)> {
+        context.check_room(count + 1)?;
+        self.check_token(token)?;
+        let (past, gpu) = context.on_gpu(self, self.need_placed()?)?;
+        gpu.time_step(token, past, count)
+    }
+
+    fn need_placed(&self) -> Result<std::sync::Arc<super::cuda::Placed>> {
+        self.placed()?.ok_or_else(|| {
+            Error::invalid(format!("{} is not on a GPU; use --device cuda", self.name))
+        })
+    }
+
+    fn check_token(&self, token: u32) -> Result<()> {
+        let vocab = self.config.vocab_size;
+        if usize::try_from(token).is_ok_and(|id| id < vocab) {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "token id {token} is outside the vocabulary of {vocab} entries"
+        )))
     }
 
     /// Writes the embedding rows of `tokens` into `x`.

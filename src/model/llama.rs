@@ -1,9 +1,11 @@
 //! The Llama family: its layers by name, built from any source of parameters.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use aolab_kernels::cuda::Device;
 use aolab_kernels::kv_cache::CacheFormat;
 
+use super::cuda::Placed;
 use super::{ModelConfig, ParameterSource, Weight};
 use crate::data::Tokenizer;
 use crate::error::{Context as _, Error, Result, did_you_mean};
@@ -97,6 +99,10 @@ pub struct Model {
     pub lm_head: Option<Linear>,
     /// How [`Model::context`] keeps keys and values.
     pub kv_cache: CacheFormat,
+    /// Where it runs; `None` is the CPU. See [`Model::on`].
+    pub(super) device: Option<Device>,
+    /// Its weights there. A change of a weight begins anew.
+    pub(super) placed: Arc<OnceLock<Arc<Placed>>>,
 }
 
 impl Model {
@@ -126,6 +132,8 @@ impl Model {
             tokenizer,
             config: Arc::new(config),
             kv_cache: CacheFormat::F32,
+            device: None,
+            placed: Arc::default(),
         })
     }
 
@@ -162,6 +170,7 @@ impl Model {
             )));
         }
         linear.weight = weight;
+        self.placed = Arc::default();
         Ok(())
     }
 

@@ -2,12 +2,16 @@
 
 mod block_weight;
 mod config;
+mod cuda;
+mod device_form;
 mod forward;
 mod llama;
 mod weight;
 
 pub use block_weight::BlockWeight;
 pub use config::{ModelConfig, RopeScaling};
+pub use cuda::{PlacedReport, to_device};
+pub use device_form::DeviceForm;
 pub use forward::{Context, NoObserver, Observer};
 pub use llama::{Layer, Linear, Model};
 pub use weight::{

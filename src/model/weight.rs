@@ -8,6 +8,7 @@ use std::sync::Arc;
 use aolab_kernels::{Compute, Cost, Cpu, Shape, dense_linear};
 use serde_json::Value as Json;
 
+use super::device_form::{DeviceForm, dense_bf16};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
@@ -66,6 +67,11 @@ pub trait Weight: Any + Send + Sync + fmt::Debug {
     /// format that prepares x (quantizes it, say) does so once for all here; the default multiplies one by one.
     fn linear_many(&self, cpu: &Cpu, x: &[f32], m: usize, jobs: &mut [Job<'_>]) -> Result<()> {
         jobs.iter_mut().try_for_each(|(weight, y)| weight.linear(cpu, x, m, y))
+    }
+
+    /// The weight as a GPU kernel takes it; `None` for a format without one, which is then dequantized to bf16 once, and said so.
+    fn device_form(&self) -> Result<Option<DeviceForm<'_>>> {
+        Ok(None)
     }
 
     /// The name of the kernel that [`Weight::linear`] runs for `m` rows.
@@ -216,6 +222,10 @@ impl Weight for DenseWeight {
 
     fn tensors(&self) -> Vec<(String, Tensor)> {
         vec![("weight".into(), self.tensor.clone())]
+    }
+
+    fn device_form(&self) -> Result<Option<DeviceForm<'_>>> {
+        Ok(Some(DeviceForm::Bf16(dense_bf16(&self.tensor)?)))
     }
 
     fn linear(&self, cpu: &Cpu, x: &[f32], m: usize, y: &mut [f32]) -> Result<()> {

@@ -21,6 +21,7 @@ pub use progress::{FrontEnd, Outcome, Silent, Task};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use aolab_kernels::cuda::{self, Device};
 use aolab_kernels::{Compute, Cpu, Isa};
 use indexmap::IndexMap;
 
@@ -39,6 +40,10 @@ use crate::value::{Kind, Value};
 #[derive(Debug)]
 pub struct Session {
     cpu: Cpu,
+    /// Where models run; `None` is the CPU.
+    device: Option<Device>,
+    /// Where a GPU's libraries and compiled kernels lie.
+    cuda: cuda::Options,
     seed: u64,
     /// The seed before the first statement, which a replay must start from.
     first_seed: u64,
@@ -73,6 +78,8 @@ impl Session {
     pub fn with_cpu(cpu: Cpu) -> Session {
         Session {
             cpu,
+            device: None,
+            cuda: cuda::Options::default(),
             seed: 0,
             first_seed: 0,
             timeline: Timeline::default(),
@@ -116,6 +123,54 @@ impl Session {
         let threads = Some(self.cpu.threads().count());
         self.cpu = Cpu::with_isa(isa, threads).with_compute(self.cpu.compute());
         Ok(())
+    }
+
+    /// The GPU that models run on, if it is not the CPU.
+    pub fn device(&self) -> Option<&Device> {
+        self.device.as_ref()
+    }
+
+    /// Says where a GPU's libraries and compiled kernels lie.
+    pub fn set_cuda_options(&mut self, options: cuda::Options) {
+        self.cuda = options;
+    }
+
+    /// Where a GPU's libraries and compiled kernels lie.
+    pub fn cuda_options(&self) -> &cuda::Options {
+        &self.cuda
+    }
+
+    /// Makes models run on `cpu`, `cuda` (the first GPU) or `cuda:N`.
+    pub fn set_device(&mut self, name: &str) -> Result<()> {
+        let ordinal = match name.split_once(':') {
+            _ if name == "cpu" => {
+                self.device = None;
+                return Ok(());
+            }
+            _ if name == "cuda" => Some(0),
+            Some(("cuda", number)) => number.parse().ok(),
+            _ => None,
+        };
+        let ordinal = ordinal.ok_or_else(|| {
+            Error::usage(format!("{name:?} is no device; wanted cpu, cuda or cuda:N"))
+        })?;
+        let open = Device::open(&cuda::Options { ordinal, ..self.cuda.clone() });
+        self.device = Some(open.map_err(|error| Error::invalid(error.to_string()))?);
+        Ok(())
+    }
+
+    /// The model where this session's models run; says which layers have no kernel there.
+    pub fn placed(&self, model: Model) -> Result<Model> {
+        let model = model.on(self.device.as_ref());
+        let report = model.placement()?;
+        let fallbacks = report.iter().filter_map(|layer| Some((layer, layer.fallback.as_ref()?)));
+        let fallbacks: Vec<_> = fallbacks.collect();
+        if let Some((first, why)) = fallbacks.first() {
+            let (count, all) = (fallbacks.len(), report.len());
+            let (workflow, fqn) = (&first.workflow, &first.fqn);
+            self.note(&format!("{count} of {all} layers {why} ({workflow}, first {fqn})"));
+        }
+        Ok(model)
     }
 
     /// Where random draws start when a command is given no seed of its own.

@@ -63,7 +63,7 @@ pub(super) fn add(head: &mut Head, tokenizer: &Tokenizer, config: &ModelConfig) 
 fn tokens(json: &Json, count: usize) -> Result<(Vec<String>, Vec<i32>)> {
     let mut tokens: Vec<String> = (0..count).map(|id| format!("[PAD{id}]")).collect();
     let mut kinds = vec![UNUSED; count];
-    let mut put = |token: &str, id: Option<u64>, kind: i32| {
+    let mut put = |token: &str, id: Option<u64>, kind: i32| -> Result<()> {
         let at = id.and_then(|id| usize::try_from(id).ok()).filter(|id| *id < count);
         let at = at.ok_or_else(|| {
             Error::invalid(format!("token {token:?} has id {id:?}, but there are {count} rows"))

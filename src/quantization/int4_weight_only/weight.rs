@@ -8,7 +8,9 @@ use serde_json::{Value as Json, json};
 use super::options::Int4PackingFormat;
 use crate::error::{Error, Result};
 use crate::kernels::{Cost, Cpu, Shape, int4_linear};
-use crate::model::{Weight, check_linear, dequantize_then_multiply, dequantize_then_multiply_name};
+use crate::model::{
+    DeviceForm, Weight, check_linear, dequantize_then_multiply, dequantize_then_multiply_name,
+};
 use crate::quantization::config::{Typed, dtype_from_dict, dtype_to_dict, unknown_field};
 use crate::quantization::stored::Stored;
 use crate::tensor::{DType, Tensor};
@@ -165,6 +167,17 @@ impl Weight for Int4Weight {
             "int4_packing_format": self.parts.packing_format,
         });
         json!({ "_type": TYPE, "_version": 1, "_data": data })
+    }
+
+    fn device_form(&self) -> Result<Option<DeviceForm<'_>>> {
+        let Parts { qdata, scale, zero_point, .. } = &self.parts;
+        Ok(Some(DeviceForm::Int4 {
+            q: qdata.as_slice()?,
+            scale: scale.to_f32_vec().into(),
+            zero: zero_point.to_f32_vec().into(),
+            group_size: self.group_size,
+            bf16: scale.dtype() == DType::BF16,
+        }))
     }
 
     fn linear(&self, cpu: &Cpu, x: &[f32], m: usize, y: &mut [f32]) -> Result<()> {

@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 use super::{choose_activation, code_range};
 use crate::error::{Error, Result};
 use crate::kernels::{Cost, Cpu, Shape, int8_activation, int8_linear};
-use crate::model::{Weight, check_linear};
+use crate::model::{DeviceForm, Weight, check_linear};
 use crate::quantization::config::{Typed, dtype_from_dict, dtype_to_dict, unknown_field};
 use crate::quantization::primitives::{Granularity, MappingType, quantize_affine};
 use crate::quantization::stored::Stored;
@@ -178,6 +178,20 @@ impl Weight for Int8DynamicWeight {
 
     fn nbytes(&self) -> usize {
         self.qdata.nbytes() + self.scale.nbytes() + size_of_val(self.row_sums.as_slice())
+    }
+
+    /// Only activations by token, symmetric, of all of int8 have a kernel.
+    fn device_form(&self) -> Result<Option<DeviceForm<'_>>> {
+        let ActivationQuantizer { granularity, reduce_range, .. } = &self.activation;
+        if self.is_asymmetric() || *reduce_range || *granularity == Granularity::PerTensor {
+            return Ok(None);
+        }
+        let q = self.qdata.as_slice()?;
+        let scale = match self.scale.as_slice::<f32>()? {
+            [one] => vec![*one; self.shape.0],
+            rows => rows.to_vec(),
+        };
+        Ok(Some(DeviceForm::Int8Dynamic { q, scale }))
     }
 
     fn linear(&self, cpu: &Cpu, x: &[f32], m: usize, y: &mut [f32]) -> Result<()> {

@@ -6,7 +6,7 @@ use serde_json::{Value as Json, json};
 
 use crate::error::{Error, Result};
 use crate::kernels::{Cost, Cpu, Shape, int8_linear};
-use crate::model::{Weight, check_linear};
+use crate::model::{DeviceForm, Weight, check_linear};
 use crate::quantization::config::{Typed, dtype_from_dict, dtype_to_dict, unknown_field};
 use crate::quantization::stored::Stored;
 use crate::tensor::{DType, Tensor};
@@ -118,6 +118,17 @@ impl Weight for Int8Weight {
             "scale_shape": self.scale.shape(),
         });
         json!({ "_type": TYPE, "_version": 1, "_data": data })
+    }
+
+    fn device_form(&self) -> Result<Option<DeviceForm<'_>>> {
+        let (n, _) = self.shape;
+        let q = self.qdata.as_slice()?;
+        let scale = self.scale.as_slice::<f32>()?;
+        Ok(match (scale, self.scale.shape()) {
+            ([one], _) => Some(DeviceForm::Int8 { q, scale: vec![*one; n] }),
+            (_, [_, 1]) => Some(DeviceForm::Int8 { q, scale: scale.to_vec() }),
+            _ => None,
+        })
     }
 
     fn linear(&self, cpu: &Cpu, x: &[f32], m: usize, y: &mut [f32]) -> Result<()> {

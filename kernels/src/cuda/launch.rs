@@ -1,0 +1,143 @@
+//! Launching kernels.
+
+use std::ffi::c_void;
+use std::fmt;
+
+use cudarc::driver::{CudaFunction, DeviceRepr, sys};
+
+use super::{Buffer, CudaError, CudaResult, Device};
+
+/// How many blocks of how many threads, and bytes of shared memory a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid {
+    /// Blocks.
+    pub blocks: (usize, usize, usize),
+    /// Threads of a block.
+    pub threads: usize,
+    /// Bytes of dynamic shared memory of a block.
+    pub shared: usize,
+}
+
+impl Grid {
+    /// `blocks` in a row of `threads` each.
+    pub fn line(blocks: usize, threads: usize) -> Grid {
+        Grid { blocks: (blocks, 1, 1), threads, shared: 0 }
+    }
+
+    /// The same with `shared` bytes of dynamic shared memory.
+    #[must_use]
+    pub fn shared(self, shared: usize) -> Grid {
+        Grid { shared, ..self }
+    }
+}
+
+/// A kernel's argument: an address or a number, in the low bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Arg(u64);
+
+impl From<i32> for Arg {
+    fn from(value: i32) -> Self {
+        Arg(u64::from(value.cast_unsigned()))
+    }
+}
+
+impl From<f32> for Arg {
+    fn from(value: f32) -> Self {
+        Arg(u64::from(value.to_bits()))
+    }
+}
+
+impl From<u64> for Arg {
+    fn from(value: u64) -> Self {
+        Arg(value)
+    }
+}
+
+impl<T: DeviceRepr> From<&Buffer<T>> for Arg {
+    fn from(buffer: &Buffer<T>) -> Self {
+        Arg(buffer.address())
+    }
+}
+
+impl<T: DeviceRepr> From<Option<&Buffer<T>>> for Arg {
+    fn from(buffer: Option<&Buffer<T>>) -> Self {
+        Arg(buffer.map_or(0, Buffer::address))
+    }
+}
+
+/// A size as the kernels take it.
+pub(super) fn int(value: usize) -> Arg {
+    i32::try_from(value).expect("shapes were checked to be below 2³¹ at the door").into()
+}
+
+/// Shared memory that a kernel may use without asking.
+const SHARED_WITHOUT_ASKING: usize = 48 << 10;
+
+/// A loaded kernel.
+#[derive(Clone)]
+pub struct Kernel {
+    device: Device,
+    function: CudaFunction,
+}
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Kernel on {:?}", self.device)
+    }
+}
+
+impl Kernel {
+    pub(super) fn new(device: Device, function: CudaFunction) -> Kernel {
+        Kernel { device, function }
+    }
+
+    /// Puts one run of the kernel into the stream. The caller knows the kernel's parameters: `arguments` are theirs in order.
+    ///
+    /// The kernel may start before its predecessor has ended (programmatic dependent launch) and waits by itself.
+    pub(super) fn launch(&self, grid: Grid, arguments: &[Arg]) -> CudaResult<()> {
+        if grid.blocks.0 * grid.blocks.1 * grid.blocks.2 == 0 {
+            return Ok(());
+        }
+        self.device.bind()?;
+        if grid.shared > SHARED_WITHOUT_ASKING {
+            let attribute =
+                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            self.function.set_attribute(attribute, small(grid.shared)?.cast_signed())?;
+        }
+        let mut words: Vec<u64> = arguments.iter().map(|argument| argument.0).collect();
+        let mut pointers: Vec<*mut c_void> =
+            words.iter_mut().map(|word| std::ptr::from_mut(word).cast()).collect();
+        let mut early = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: small(grid.blocks.0)?,
+            gridDimY: small(grid.blocks.1)?,
+            gridDimZ: small(grid.blocks.2)?,
+            blockDimX: small(grid.threads)?,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: small(grid.shared)?,
+            hStream: self.device.stream().cu_stream(),
+            attrs: &raw mut early,
+            numAttrs: u32::from(self.device.has_dependent_launch()),
+        };
+        // SAFETY: each pointer leads to an argument of this frame, which the driver copies before it returns; their number and
+        // sizes are the kernel's, by the contract of this private function.
+        let launched = unsafe {
+            sys::cuLaunchKernelEx(
+                &raw const config,
+                self.function.cu_function(),
+                pointers.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        Ok(launched.result()?)
+    }
+}
+
+fn small(value: usize) -> CudaResult<u32> {
+    u32::try_from(value).map_err(|_| CudaError::new(format!("a grid of {value} is too large")))
+}

@@ -1,0 +1,148 @@
+//! A model of Llama-3-8B's shape with random weights, for measuring: every layer of a kind shares its numbers on the host and
+//! has its own on the GPU.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::{normal_bf16, random_bytes, repeated};
+use crate::error::{Error, Result};
+use crate::model::{DeviceForm, Model, ModelConfig, ParameterSource, Weight};
+use crate::tensor::Tensor;
+
+/// 2⁻⁸, a bf16 number.
+const SCALE: f32 = 0.003_906_25;
+
+/// The formats that are measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    Bf16,
+    Int8,
+    Int8Dynamic,
+    Int4,
+}
+
+impl Format {
+    pub(super) const ALL: [Format; 4] =
+        [Format::Bf16, Format::Int8, Format::Int8Dynamic, Format::Int4];
+
+    fn name(self) -> &'static str {
+        match self {
+            Format::Bf16 => "bf16",
+            Format::Int8 => "int8-weight-only",
+            Format::Int8Dynamic => "int8-dynamic-activation-int8-weight",
+            Format::Int4 => "int4-weight-only g128",
+        }
+    }
+}
+
+/// Llama-3-8B's numbers, as its config.json has them.
+const CONFIG: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256,
+    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "max_position_embeddings": 8192, "rms_norm_eps": 1e-05, "rope_theta": 500000.0,
+    "tie_word_embeddings": false, "hidden_act": "silu"}"#;
+
+/// Random bytes that all weights of a format cut theirs from; as large as the largest, the head.
+#[derive(Debug)]
+struct Pool {
+    bytes: Vec<u8>,
+    dense: Vec<u16>,
+}
+
+impl Pool {
+    /// For weights of up to `largest` numbers.
+    fn new(format: Format, largest: usize) -> Pool {
+        let scaled = |bits: u16| half::bf16::from_f32(0.02 * half::bf16::from_bits(bits).to_f32());
+        let dense = normal_bf16(65_521, 12).into_iter().map(|v| scaled(v).to_bits()).collect();
+        let bytes = if format == Format::Bf16 { Vec::new() } else { random_bytes(largest, 11) };
+        Pool { bytes, dense }
+    }
+}
+
+#[derive(Debug)]
+struct RandomWeight {
+    pool: Arc<Pool>,
+    shape: (usize, usize),
+    format: Format,
+}
+
+impl Weight for RandomWeight {
+    fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+
+    fn workflow(&self) -> String {
+        self.format.name().to_owned()
+    }
+
+    fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        // Only the embedding is read so.
+        let k = self.shape.1;
+        let bits = self.pool.dense.iter().cycle().skip(rows.start * k % self.pool.dense.len());
+        let values = bits.map(|bits| half::bf16::from_bits(*bits).to_f32());
+        out.iter_mut().zip(values).for_each(|(to, value)| *to = value);
+        Ok(())
+    }
+
+    fn tensors(&self) -> Vec<(String, Tensor)> {
+        Vec::new()
+    }
+
+    fn device_form(&self) -> Result<Option<DeviceForm<'_>>> {
+        let (n, k) = self.shape;
+        Ok(Some(match self.format {
+            Format::Bf16 => DeviceForm::Bf16(repeated(&self.pool.dense, n * k)),
+            Format::Int8 => DeviceForm::Int8 {
+                q: bytemuck::cast_slice(&self.pool.bytes[..n * k]),
+                scale: vec![0.0002; n],
+            },
+            Format::Int8Dynamic => DeviceForm::Int8Dynamic {
+                q: bytemuck::cast_slice(&self.pool.bytes[..n * k]),
+                scale: vec![0.0002; n],
+            },
+            Format::Int4 => DeviceForm::Int4 {
+                q: &self.pool.bytes[..n * k / 2],
+                scale: vec![SCALE; n * k / 128].into(),
+                zero: vec![0.0; n * k / 128].into(),
+                group_size: 128,
+                bf16: true,
+            },
+        }))
+    }
+}
+
+struct Source {
+    pool: Arc<Pool>,
+    format: Format,
+}
+
+impl ParameterSource for Source {
+    fn weight(&self, module: &str, shape: (usize, usize)) -> Result<Arc<dyn Weight>> {
+        // The embedding is looked up, not multiplied.
+        let format = if module.ends_with("embed_tokens") { Format::Bf16 } else { self.format };
+        Ok(Arc::new(RandomWeight { pool: Arc::clone(&self.pool), shape, format }))
+    }
+
+    fn vector(&self, _name: &str, len: usize) -> Result<Tensor> {
+        Tensor::new(vec![1.0_f32; len], &[len])
+    }
+
+    fn has(&self, _name: &str) -> bool {
+        true
+    }
+}
+
+/// A random weight `(N, K)`.
+pub(super) fn random_weight(format: Format, (n, k): (usize, usize)) -> Arc<dyn Weight> {
+    let pool = Arc::new(Pool::new(format, n * k));
+    Arc::new(RandomWeight { pool, shape: (n, k), format })
+}
+
+/// The model in `format`.
+pub(super) fn llama_3_8b(format: Format) -> Result<Model> {
+    let config = ModelConfig::from_json(
+        &serde_json::from_str(CONFIG).map_err(|error| Error::invalid(error.to_string()))?,
+    )?;
+    let largest = config.vocab_size * config.hidden_size;
+    let source = Source { pool: Arc::new(Pool::new(format, largest)), format };
+    Model::build(&format!("Llama-3-8B's shape, {}", format.name()), config, &source, None)
+}
