@@ -177,7 +177,7 @@ fn tab_completes_commands_flags_values_variables_layers_columns_and_files() {
     for (typed, completed) in [
         ("lo", "load"),
         ("load ti", "load tiny"),
-        ("load tiny | quantize int4", "load tiny | quantize int4-weight-only"),
+        ("load tiny | quantize int4-w", "load tiny | quantize int4-weight-only"),
         ("quantize tiny int8-w", "quantize tiny int8-weight-only"),
         ("quantize tiny int4-weight-only --gr", "quantize tiny int4-weight-only --group-size"),
         ("size $ba", "size $base"),

@@ -251,7 +251,7 @@ mod tests {
             ("x = qui", &["quit"]),
             ("time qui", &["quit"]),
             ("$", &["$base", "$t"]),
-            ("quantize int4", &["int4-weight-only"]),
+            ("quantize int4-w", &["int4-weight-only"]),
             ("quantize int4-weight-only --gr", &["--group-size"]),
             ("quantize int4-weight-only --fi", &["--filter"]),
             ("quantize int4-weight-only --filter lm", &["lm_head"]),
