@@ -9,7 +9,7 @@ use crate::Cpu;
 use crate::isa::{Avx2, Avx512Vbmi};
 use crate::parallel::Tile;
 
-/// Bytes of weights that are worth a share of their own: two microseconds' reading, and sixteen times what is prefetched
+/// Bytes of weights that are worth a share of their own: two microseconds' reading, and four times what is prefetched
 /// in vain behind its end.
 const SHARE_NBYTES: usize = 32 << 10;
 
