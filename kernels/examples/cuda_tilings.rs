@@ -34,7 +34,7 @@ fn layer(device: &Device, bits: usize, (n, k): (usize, usize), seed: u64) -> Cud
             state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         state >> 33
     };
-    let mut bytes = |len: usize| -> Vec<u8> { (0..len).map(|_| next() as u8).collect() };
+    let mut bytes = |len: usize| -> Vec<u8> { (0..len).map(|_| next().to_le_bytes()[0]).collect() };
     match bits {
         4 => {
             let q = bytes(n * k / 2);
@@ -73,49 +73,19 @@ fn measure(device: &Device, bits: usize, m: usize, (n, k): (usize, usize)) -> Cu
         bytes as f64 / 3.1e6
     );
     let mut all = Vec::new();
-    let tiles: &[usize] = match m {
-        ..=8 => &[1],
-        ..=16 => &[2],
-        ..=32 => &[4],
-        _ => &[8],
-    };
-    for &token_tiles in tiles {
-        for row_warps in [1, 2, 4, 8] {
-            for k_warps in [2, 4, 8, 16] {
-                for unroll in [1, 2, 4] {
-                    for blocks in [1, 2] {
-                        let tiling = Tiling {
-                            token_tiles,
-                            row_tiles: 1,
-                            row_warps,
-                            k_warps,
-                            unroll,
-                            stages: 3,
-                            blocks,
-                            params: 64,
-                        };
-                        let threads = 32 * row_warps * k_warps;
-                        if !(128..=512).contains(&threads) || threads * blocks > 1024 {
-                            continue;
-                        }
-                        if row_warps == 1 && m > 4 {
-                            continue;
-                        }
-                        let run = |i: usize| layers[i].run_few(&x, m, &Output::Bf16(&y), tiling);
-                        if let Ok(us) = graph_us(device, copies, run) {
-                            all.push((us, tiling));
-                        }
-                    }
-                }
-            }
+    for tiling in tilings(m) {
+        let run = |i: usize| layers[i].run_few(&x, m, &Output::Bf16(&y), tiling);
+        if let Ok(us) = graph_us(device, copies, run) {
+            all.push((us, tiling));
         }
     }
     all.sort_by(|a, b| a.0.total_cmp(&b.0));
     for (us, t) in all.iter().take(6) {
         let gb = bytes as f64 / us / 1e3;
         println!(
-            "  {us:.2} us {gb:.0} GB/s ({:.0} %)  rows {} columns {} unroll {} blocks {}",
+            "  {us:.2} us {gb:.0} GB/s ({:.0} %)  tiles {} rows {} columns {} unroll {} blocks {}",
             gb / 31.0,
+            t.row_tiles,
             t.row_warps,
             t.k_warps,
             t.unroll,
@@ -127,6 +97,31 @@ fn measure(device: &Device, bits: usize, m: usize, (n, k): (usize, usize)) -> Cu
         println!("  chosen: {us:.2} us {chosen:?}");
     }
     Ok(())
+}
+
+/// All that could be fast for `m` tokens.
+fn tilings(m: usize) -> Vec<Tiling> {
+    let token_tiles = m.div_ceil(8).next_power_of_two();
+    let mut all = Vec::new();
+    for (row_tiles, blocks) in [(1, 1), (1, 2), (2, 1), (2, 2)] {
+        for (row_warps, k_warps) in
+            [(1, 4), (1, 8), (1, 16), (2, 2), (2, 4), (2, 8), (4, 2), (4, 4), (8, 2)]
+        {
+            let fits = 32 * row_warps * k_warps * blocks <= 1024 && (row_warps > 1 || m <= 4);
+            let unrolls: &[usize] = if fits { &[1, 2, 4] } else { &[] };
+            all.extend(unrolls.iter().map(|&unroll| Tiling {
+                token_tiles,
+                row_tiles,
+                row_warps,
+                k_warps,
+                unroll,
+                stages: 3,
+                blocks,
+                params: 64,
+            }));
+        }
+    }
+    all
 }
 
 /// Time of one of `copies` calls in a graph.
