@@ -1,7 +1,7 @@
 //! The arithmetic of kernels that are written once for f32 and f64.
 //!
 //! Such a kernel's f64 instance is its oracle. The f32 instance becomes vector instructions because
-//! its loops run over arrays of [`LANES`] numbers, and because `wide` lets the compiler use what
+//! its loops run over arrays of `LANES` numbers, and because `wide` lets the compiler use what
 //! the processor has. Nothing is contracted or reordered, so every instruction set gives the same bits.
 
 use std::fmt::Debug;

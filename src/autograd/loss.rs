@@ -8,7 +8,7 @@ use crate::kernels::cross_entropy::{self, IGNORE};
 use crate::tensor::Tensor;
 
 impl Tape {
-    /// The mean of −log softmax(logits)[target] over the rows; a target of [`IGNORE`] is not counted. A scalar `[1]`.
+    /// The mean of `−log softmax(logits)[target]` over the rows; a target of [`IGNORE`] is not counted. A scalar `[1]`.
     pub fn cross_entropy(&self, logits: &Var, targets: &[u32]) -> Result<Var> {
         let (m, n) = rows_of("cross_entropy", logits.shape())?;
         if targets.len() != m {

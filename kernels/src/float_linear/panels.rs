@@ -42,7 +42,7 @@ pub enum Scales {
 /// A weight `(N, K)` in panels of sixteen rows; the last panel and the last columns are filled up with zeros.
 ///
 /// A panel is a run of steps of 32 columns: codes of 8 bits, or a plane of their low 4 bits and a plane of the bits
-/// above. See [`place`].
+/// above. See `place`.
 #[derive(Clone, Debug)]
 pub struct Panels {
     element: Element,
