@@ -21,10 +21,17 @@ pub struct Tensor {
     data: Arc<Storage>,
 }
 
+/// From this size on a tensor's memory is moved into pages of 2 MiB: two of them, so that at least one is whole.
+const IN_LARGE_PAGES: usize = 4 << 20;
+
 impl Tensor {
     /// A tensor of `shape` that owns `data` (row-major). The number of elements must agree.
     pub fn new<T: Element>(data: Vec<T>, shape: &[usize]) -> Result<Tensor> {
         check_numel(data.len(), shape)?;
+        // Weights are read whole for every token, which is faster where they lie in large pages.
+        if size_of_val(&data[..]) >= IN_LARGE_PAGES {
+            aolab_kernels::pages::gather(&data);
+        }
         Ok(Tensor { dtype: T::DTYPE, shape: shape.to_vec(), data: Arc::new(T::store(data)) })
     }
 
