@@ -176,6 +176,7 @@ impl DenseWeight {
                 )));
             }
         };
+        tensor.in_large_pages();
         Ok(DenseWeight { tensor })
     }
 

@@ -21,17 +21,13 @@ pub struct Tensor {
     data: Arc<Storage>,
 }
 
-/// From this size on a tensor's memory is moved into pages of 2 MiB: two of them, so that at least one is whole.
+/// From this size on [`Tensor::in_large_pages`] moves memory: two pages of 2 MiB, so that at least one is whole.
 const IN_LARGE_PAGES: usize = 4 << 20;
 
 impl Tensor {
     /// A tensor of `shape` that owns `data` (row-major). The number of elements must agree.
     pub fn new<T: Element>(data: Vec<T>, shape: &[usize]) -> Result<Tensor> {
         check_numel(data.len(), shape)?;
-        // Weights are read whole for every token, which is faster where they lie in large pages.
-        if size_of_val(&data[..]) >= IN_LARGE_PAGES {
-            aolab_kernels::pages::gather(&data);
-        }
         Ok(Tensor { dtype: T::DTYPE, shape: shape.to_vec(), data: Arc::new(T::store(data)) })
     }
 
@@ -88,6 +84,14 @@ impl Tensor {
     pub fn done_with(&self) {
         if let Storage::Mapped(bytes) = &*self.data {
             bytes.done_with();
+        }
+    }
+
+    /// Says that the elements will be read whole again and again, as a weight's are for every token: from
+    /// 4 MiB on their memory is moved into large pages. What lies in a file stays there.
+    pub fn in_large_pages(&self) {
+        if self.nbytes() >= IN_LARGE_PAGES && !matches!(*self.data, Storage::Mapped(_)) {
+            aolab_kernels::pages::gather(self.bytes());
         }
     }
 

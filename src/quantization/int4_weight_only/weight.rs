@@ -52,6 +52,7 @@ impl Int4Weight {
                 parts.scale.shape()
             )));
         }
+        parts.qdata.in_large_pages();
         Ok(Int4Weight { parts, shape: (n, k), group_size })
     }
 

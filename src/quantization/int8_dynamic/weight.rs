@@ -59,6 +59,7 @@ impl Int8DynamicWeight {
             return Err(Error::invalid(format!("K = {k} is too long for 32-bit sums")));
         }
         let row_sums = int8_linear::row_sums(qdata.as_slice()?, k);
+        qdata.in_large_pages();
         Ok(Int8DynamicWeight { qdata, scale, dtype, shape: (n, k), activation, row_sums })
     }
 

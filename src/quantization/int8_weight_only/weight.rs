@@ -39,6 +39,7 @@ impl Int8Weight {
             )));
         }
         let group_size = k / groups.max(1);
+        qdata.in_large_pages();
         Ok(Int8Weight { qdata, scale, dtype, shape: (n, k), group_size })
     }
 
