@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Times, peak_rss_bytes, reset_peak_rss};
 use crate::error::{Error, Result};
 use crate::eval::Progress;
-use crate::model::{Model, NoObserver};
+use crate::model::{Context, Model, NoObserver};
 use crate::rng::Rng;
 
 /// What to time when writing.
@@ -41,7 +41,8 @@ pub struct DecodeResult {
     pub kv_cache_bytes: u64,
     /// Those bytes over the median time.
     pub gb_per_s: f64,
-    /// Read bandwidth of this machine with the same threads, measured in the same run.
+    /// Read bandwidth of this machine with the same threads: the median of what it was before, between and after the
+    /// timed tokens, for where memory is shared it does not stay the same.
     pub read_gb_per_s: f64,
     /// Peak resident memory of the process while it was timed.
     pub peak_rss_bytes: Option<u64>,
@@ -73,7 +74,7 @@ pub struct PrefillResult {
     pub peak_gflop_per_s: f64,
     /// Bytes of every weight once, of what goes in and out of the layers, and of the cache, over the median time.
     pub gb_per_s: f64,
-    /// Read bandwidth of this machine with the same threads, measured in the same run.
+    /// Read bandwidth of this machine with the same threads, the median of what it was before each prompt.
     pub read_gb_per_s: f64,
     /// Peak resident memory of the process while it was timed.
     pub peak_rss_bytes: Option<u64>,
@@ -81,6 +82,37 @@ pub struct PrefillResult {
 
 /// Seconds spent on measuring a ceiling.
 const CEILING_SECONDS: f64 = 0.3;
+
+/// Seconds spent on reading at each of several moments.
+const READ_SECONDS: f64 = 0.03;
+
+/// How often the read bandwidth is measured in [`decode`].
+pub(super) const READ_SPOTS: usize = 5;
+
+/// The read bandwidth, now and again, and the most memory that was held without what reading it takes.
+struct Reads {
+    gb_per_s: Vec<f64>,
+    peak_rss_bytes: Option<u64>,
+}
+
+impl Reads {
+    fn new() -> Reads {
+        reset_peak_rss();
+        Reads { gb_per_s: Vec::new(), peak_rss_bytes: None }
+    }
+
+    fn measure(&mut self, cpu: &Cpu) {
+        self.peak_rss_bytes = self.peak_rss_bytes.max(peak_rss_bytes());
+        self.gb_per_s.push(machine::read_bandwidth(cpu, READ_SECONDS));
+        reset_peak_rss();
+    }
+
+    /// The median, and the most memory that was held.
+    fn finish(self) -> (f64, Option<u64>) {
+        let peak = self.peak_rss_bytes.max(peak_rss_bytes());
+        (Times::from_samples(self.gb_per_s).median(), peak)
+    }
+}
 
 fn random_tokens(model: &Model, count: usize) -> Vec<u32> {
     let vocab = u64::try_from(model.config.vocab_size).unwrap_or(u64::MAX);
@@ -114,22 +146,29 @@ pub fn decode(
     if config.tokens == 0 {
         return Err(Error::invalid("nothing to time: --tokens is 0"));
     }
-    let read_gb_per_s = machine::read_bandwidth(cpu, CEILING_SECONDS);
-    reset_peak_rss();
+    let mut reads = Reads::new();
     let tokens = random_tokens(model, config.context + config.tokens);
     let (before, timed) = tokens.split_at(config.context);
     let mut context = model.context(tokens.len());
     model.forward(cpu, before, &mut context, &mut NoObserver)?;
     let mut seconds = Vec::with_capacity(timed.len());
+    let spots = timed.len().div_ceil(READ_SPOTS - 1);
     for (done, token) in timed.iter().enumerate() {
         if !progress(done, timed.len()) {
             return Err(Error::Cancelled);
         }
+        if done.is_multiple_of(spots) {
+            reads.measure(cpu);
+            // Once untimed, so that the caches hold again what they hold while a text is written.
+            next_token(model, cpu, *token, &mut context)?;
+            context.truncate(config.context + done);
+        }
         let start = Instant::now();
-        let hidden = model.forward(cpu, &[*token], &mut context, &mut NoObserver)?;
-        model.logits(cpu, &hidden)?;
+        next_token(model, cpu, *token, &mut context)?;
         seconds.push(start.elapsed().as_secs_f64());
     }
+    reads.measure(cpu);
+    let (read_gb_per_s, peak_rss_bytes) = reads.finish();
     progress(timed.len(), timed.len());
     let times = Times::from_samples(seconds);
     let positions = config.context + config.tokens / 2;
@@ -146,8 +185,14 @@ pub fn decode(
         kv_cache_bytes,
         gb_per_s: bytes_per_token as f64 / times.median() * 1e-9,
         read_gb_per_s,
-        peak_rss_bytes: peak_rss_bytes(),
+        peak_rss_bytes,
     })
+}
+
+fn next_token(model: &Model, cpu: &Cpu, token: u32, context: &mut Context) -> Result<()> {
+    let hidden = model.forward(cpu, &[token], context, &mut NoObserver)?;
+    model.logits(cpu, &hidden)?;
+    Ok(())
 }
 
 /// Every weight once, and what goes in and out of the layers; the output layer sees one token only.
@@ -174,8 +219,7 @@ pub fn prefill(
 ) -> Result<PrefillResult> {
     check_fits(model, config.tokens)?;
     let peak_gflop_per_s = machine::f32_peak(cpu, CEILING_SECONDS);
-    let read_gb_per_s = machine::read_bandwidth(cpu, CEILING_SECONDS);
-    reset_peak_rss();
+    let mut reads = Reads::new();
     let tokens = random_tokens(model, config.tokens);
     let d = model.config.hidden_size;
     let mut context = model.context(tokens.len());
@@ -185,6 +229,7 @@ pub fn prefill(
             return Err(Error::Cancelled);
         }
         context.truncate(0);
+        reads.measure(cpu);
         let start = Instant::now();
         let hidden = model.forward(cpu, &tokens, &mut context, &mut NoObserver)?;
         model.logits(cpu, &hidden[hidden.len() - d..])?;
@@ -194,6 +239,7 @@ pub fn prefill(
     let flops: u64 = linears_and_head(model, config.tokens).map(|cost| cost.flops).sum();
     let bytes = weight_bytes(model, config.tokens) + context.cache().nbytes() as u64;
     let seconds = Times::from_samples(seconds).median();
+    let (read_gb_per_s, peak_rss_bytes) = reads.finish();
     Ok(PrefillResult {
         tokens: config.tokens,
         ms: 1e3 * seconds,
@@ -203,6 +249,6 @@ pub fn prefill(
         ms_per_token: 1e3 * seconds / config.tokens as f64,
         gb_per_s: bytes as f64 / seconds * 1e-9,
         read_gb_per_s,
-        peak_rss_bytes: peak_rss_bytes(),
+        peak_rss_bytes,
     })
 }

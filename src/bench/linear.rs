@@ -1,8 +1,14 @@
 //! One linear layer, format by format, against the ceilings of this machine.
+//!
+//! Where other programs share the memory, what it gives changes from one second to the next, so that a ceiling
+//! measured before is no measure. Cold calls are therefore timed in turn with a plain read of as many bytes, which lie
+//! in large pages as weights do and are as cold; both times are medians over the same rounds.
 
 use std::hint::black_box;
+use std::time::Instant;
 
 use aolab_kernels::Cpu;
+use aolab_kernels::machine::Memory;
 use serde::{Deserialize, Serialize};
 
 use super::Times;
@@ -19,7 +25,7 @@ pub struct LinearCase<'a> {
     pub m: usize,
     /// Whether 128 MB are streamed through the caches before each call, as a decoder's other layers do.
     pub cold: bool,
-    /// Seconds to spend on it.
+    /// Seconds to spend on it, the reads and what makes the caches cold included.
     pub seconds: f64,
 }
 
@@ -42,12 +48,17 @@ pub struct LinearResult {
     pub us: f64,
     /// Weights, scales, activations and results once, over the median time.
     pub gb_per_s: f64,
+    /// What a plain read of as many bytes gave in turn with the cold calls, over its median time.
+    pub read_gb_per_s: Option<f64>,
     /// `2·M·N·K` over the median time.
     pub gflop_per_s: f64,
 }
 
 /// Bytes that are streamed between cold calls: four times the largest common L3 cache.
 const FLUSH_BYTES: usize = 128 << 20;
+
+/// Rounds at least, so that a median is one.
+const LEAST_ROUNDS: usize = 5;
 
 /// Times one call again and again.
 pub fn linear(cpu: &Cpu, case: &LinearCase) -> Result<LinearResult> {
@@ -57,20 +68,23 @@ pub fn linear(cpu: &Cpu, case: &LinearCase) -> Result<LinearResult> {
     let x: Vec<f32> = (0..m * k).map(|_| rng.normal()).collect();
     let mut y = vec![0.0; m * n];
     case.weight.linear(cpu, &x, m, &mut y)?;
-    let flush = if case.cold { vec![1_u8; FLUSH_BYTES] } else { Vec::new() };
-    let mut outcome = Ok(());
-    let times = Times::of(
-        5,
-        case.seconds,
-        || stream(cpu, &flush),
-        || {
-            if let Err(error) = case.weight.linear(cpu, &x, m, &mut y) {
-                outcome = Err(error);
-            }
-        },
-    );
-    outcome?;
     let cost = case.weight.cost(m);
+    let nbytes = usize::try_from(cost.bytes).unwrap_or(usize::MAX);
+    let cold = case.cold.then(|| (vec![1_u8; FLUSH_BYTES], Memory::new(cpu, nbytes)));
+    let (mut calls, mut reads) = (Vec::new(), Vec::new());
+    let begin = Instant::now();
+    while calls.len() < LEAST_ROUNDS || begin.elapsed().as_secs_f64() < case.seconds {
+        if let Some((flush, memory)) = &cold {
+            stream(cpu, flush);
+            reads.push(memory.read(cpu));
+            stream(cpu, flush);
+        }
+        let start = Instant::now();
+        case.weight.linear(cpu, &x, m, &mut y)?;
+        calls.push(start.elapsed().as_secs_f64());
+    }
+    let times = Times::from_samples(calls);
+    let reads = cold.is_some().then(|| Times::from_samples(reads));
     Ok(LinearResult {
         workflow: case.weight.workflow(),
         n,
@@ -80,6 +94,7 @@ pub fn linear(cpu: &Cpu, case: &LinearCase) -> Result<LinearResult> {
         kernel: case.weight.kernel(cpu, m),
         us: 1e6 * times.median(),
         gb_per_s: cost.gb_per_s(times.median()),
+        read_gb_per_s: reads.map(|reads| cost.gb_per_s(reads.median())),
         gflop_per_s: cost.gflop_per_s(times.median()),
     })
 }

@@ -1,5 +1,6 @@
 //! The measurements as tables.
 
+use super::decode::READ_SPOTS;
 use super::{DecodeResult, LinearResult, Peaks, PrefillResult};
 use crate::error::Result;
 use crate::table::{Cell, Table};
@@ -28,7 +29,8 @@ impl DecodeResult {
             ))
             .with_note(PEAK)
             .with_note(format!(
-                "read bandwidth measured in this run: {:.1} GB/s",
+                "read bandwidth: 256 MiB read before, between and after the timed tokens, the median of up to {READ_SPOTS} \
+                 times: {:.1} GB/s",
                 self.read_gb_per_s
             ));
         table.push([
@@ -66,7 +68,8 @@ impl PrefillResult {
             ))
             .with_note(PEAK)
             .with_note(format!(
-                "measured in this run: f32 multiply-add peak {:.1} GFLOP/s, read bandwidth {:.1} GB/s",
+                "measured in this run: f32 multiply-add peak {:.1} GFLOP/s, read bandwidth {:.1} GB/s (256 MiB read \
+                 before each prompt, the median)",
                 self.peak_gflop_per_s, self.read_gb_per_s
             ));
         table.push([
@@ -96,9 +99,14 @@ impl LinearResult {
             .column("kernel")
             .column_unit("time", "µs")
             .column_unit("bandwidth", "GB/s")
-            .column_unit("of read bandwidth", "%")
+            .column_unit("read in turn", "GB/s")
+            .column_unit("of read", "%")
             .column_unit("rate", "GFLOP/s")
             .column_unit("of f32 peak", "%")
+            .with_note(
+                "read in turn: as many bytes read in the same rounds by a loop that does nothing else, as cold and \
+                 in large pages; medians of both. Warm calls stand beside the read bandwidth below",
+            )
             .with_note(format!(
                 "measured in this run: read bandwidth {:.1} GB/s; peaks of f32 multiply-adds {:.1} \
                  GFLOP/s, of bf16 dot products {:.1}, of int8 dot products {:.1} GOP/s",
@@ -117,7 +125,8 @@ impl LinearResult {
             Cell::Text(self.kernel.clone()),
             Cell::Float(self.us),
             Cell::Float(self.gb_per_s),
-            Cell::Float(100.0 * self.gb_per_s / peaks.read_gb_per_s),
+            self.read_gb_per_s.map_or(Cell::Missing, Cell::Float),
+            Cell::Float(100.0 * self.gb_per_s / self.read_gb_per_s.unwrap_or(peaks.read_gb_per_s)),
             Cell::Float(self.gflop_per_s),
             Cell::Float(100.0 * self.gflop_per_s / peaks.f32_gflop_per_s),
         ])?;

@@ -57,7 +57,7 @@ enum What {
         #[arg(long, default_value_t = 5)]
         repeats: usize,
     },
-    /// Time one linear layer in several formats (takes no model)
+    /// Time one linear layer in several formats, in turn with a plain read of as many bytes (takes no model)
     Linear {
         /// Shapes as NxK, separated by commas
         #[arg(long, value_delimiter = ',', default_value = "11008x4096")]

@@ -149,7 +149,9 @@ impl Panels {
         // Two scales a step are only compiled for fp4.
         let known = element == Element::E2m1 || !matches!(scales, Scales::E4m3 { .. });
         let plain = known && scales.plain(k) && !special.into_inner();
+        crate::pages::gather(&bytes);
         let scales = scales.into_panels(n, k);
+        scales.in_large_pages();
         Panels { element, n, k, bytes, start, scales, plain }
     }
 
@@ -295,6 +297,16 @@ impl Scales {
             Scales::Groups { values, .. } | Scales::Blocks128(values) => 4 * values.len(),
             Scales::E8m0(codes) => codes.len(),
             Scales::E4m3 { codes, .. } => codes.len() + 4,
+        }
+    }
+
+    fn in_large_pages(&self) {
+        match self {
+            Scales::Tensor(_) => {}
+            Scales::Groups { values, .. } | Scales::Blocks128(values) => {
+                crate::pages::gather(values)
+            }
+            Scales::E8m0(codes) | Scales::E4m3 { codes, .. } => crate::pages::gather(codes),
         }
     }
 

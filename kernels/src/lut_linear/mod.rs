@@ -97,6 +97,7 @@ impl Weight {
                 *byte = joined.to_le_bytes()[0];
             }
         });
+        crate::pages::gather(&bytes);
         Weight { n, k, bits, bytes, tables, block, integers, scale }
     }
 

@@ -13,11 +13,14 @@ use std::time::{Duration, Instant};
 
 use crate::{Cpu, Isa};
 
-/// Numbers that the memory tests read: 256 MiB, several times a last-level cache.
-const STREAMED: usize = (256 << 20) / size_of::<u64>();
+/// Bytes that the memory tests read: 256 MiB, several times a last-level cache.
+const STREAMED_NBYTES: usize = 256 << 20;
 
-/// Numbers that a thread reads at a time: 1 MiB, so that threads end together.
+/// Numbers that a thread reads at a time at most: 1 MiB, so that threads end together.
 const PART: usize = (1 << 20) / size_of::<u64>();
+
+/// Numbers in a cache line.
+const LINE: usize = 64 / size_of::<u64>();
 
 /// Steps of a multiply loop that a thread takes at a time: some tens of microseconds.
 const STEPS: usize = 4096;
@@ -28,24 +31,54 @@ const PARTS: usize = 32;
 /// How long [`loop_start_us`] waits for a thread.
 const PATIENCE: Duration = Duration::from_micros(200);
 
+/// Memory that is only read, in large pages as weights are: what reading so many bytes costs at this minute.
+#[derive(Debug)]
+pub struct Memory {
+    numbers: Vec<u64>,
+}
+
+impl Memory {
+    /// Memory of `nbytes`, filled up to whole numbers of eight.
+    pub fn new(cpu: &Cpu, nbytes: usize) -> Memory {
+        // Written before it is read: untouched pages would all be the one page of zeros.
+        let mut numbers = vec![0_u64; nbytes.div_ceil(size_of::<u64>())];
+        crate::pages::expect(&numbers);
+        cpu.threads().chunks_mut(&mut numbers, PART, |i, part| part.fill(i as u64));
+        crate::pages::gather(&numbers);
+        Memory { numbers }
+    }
+
+    /// Bytes that [`Memory::read`] reads.
+    pub fn nbytes(&self) -> usize {
+        size_of_val(self.numbers.as_slice())
+    }
+
+    /// Reads everything once with all threads; the seconds that took.
+    pub fn read(&self, cpu: &Cpu) -> f64 {
+        let numbers = &self.numbers;
+        // As the kernels: eight parts a thread even out cores that others slow down.
+        let part = cpu.threads().share(numbers.len().div_ceil(8), LINE).min(PART);
+        let start = Instant::now();
+        cpu.threads().run(numbers.len().div_ceil(part.max(1)), |i| {
+            let end = numbers.len().min((i + 1) * part);
+            black_box(read(cpu.isa(), &numbers[i * part..end]));
+        });
+        start.elapsed().as_secs_f64()
+    }
+}
+
 /// Bytes read from memory, in GB/s (10⁹ bytes): 256 MiB summed once a round, nothing written.
 pub fn read_bandwidth(cpu: &Cpu, seconds: f64) -> f64 {
-    // Written before it is read: untouched pages would all be the one page of zeros.
-    let mut data = vec![0_u64; STREAMED];
-    crate::pages::expect(&data);
-    cpu.threads().chunks_mut(&mut data, PART, |i, part| part.fill(i as u64));
+    let memory = Memory::new(cpu, STREAMED_NBYTES);
     let time = best(seconds, || {
-        cpu.threads().run(STREAMED / PART, |i| {
-            let part = &data[i * PART..(i + 1) * PART];
-            black_box(read(cpu.isa(), part));
-        });
+        memory.read(cpu);
     });
-    size_of_val(data.as_slice()) as f64 / time * 1e-9
+    memory.nbytes() as f64 / time * 1e-9
 }
 
 /// Bytes read plus bytes written while one half of 256 MiB is copied to the other, in GB/s.
 pub fn copy_bandwidth(cpu: &Cpu, seconds: f64) -> f64 {
-    let from: Vec<u64> = (0..STREAMED as u64 / 2).collect();
+    let from: Vec<u64> = (0..STREAMED_NBYTES as u64 / 16).collect();
     let mut to = vec![1_u64; from.len()];
     let share = cpu.threads().share(to.len(), PART);
     let time = best(seconds, || {
@@ -213,6 +246,18 @@ mod tests {
                 );
             }
             assert!(loop_start_us(&cpu) > 0.0);
+        }
+    }
+
+    #[test]
+    fn memory_of_every_size_is_read() {
+        for isa in Isa::available() {
+            let cpu = Cpu::with_isa(isa, Some(2));
+            for nbytes in [0, 1, 64, 1000, (1 << 20) + 8, 5_000_000] {
+                let memory = Memory::new(&cpu, nbytes);
+                assert!(memory.nbytes() - nbytes < 8, "{nbytes}");
+                assert!(memory.read(&cpu) >= 0.0, "{nbytes}");
+            }
         }
     }
 

@@ -65,6 +65,7 @@ impl Codes {
                 put_row(panel, bits, lane, &codes);
             }
         });
+        crate::pages::gather(&bytes);
         Codes { n, k, bits, bytes, start }
     }
 

@@ -111,6 +111,14 @@ impl Floats {
         }
     }
 
+    fn in_large_pages(&self) {
+        match self {
+            Floats::F32(v) => crate::pages::gather(v),
+            Floats::Bf16(v) => crate::pages::gather(v),
+            Floats::F16(v) => crate::pages::gather(v),
+        }
+    }
+
     /// From (N, G) to (N/16, G, 16).
     fn to_panels(&self, n: usize, groups: usize) -> Floats {
         match self {
@@ -230,6 +238,7 @@ impl Weight {
             }
         };
         let scale = scale.to_panels(n, groups);
+        scale.in_large_pages();
         Weight { codes, values, group_size, scale, offset }
     }
 

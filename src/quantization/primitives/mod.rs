@@ -46,7 +46,6 @@ mod parts;
 mod qparams;
 mod sinq;
 mod sqnr;
-mod sum;
 mod torch_sum;
 
 pub use activation::{per_token_dynamic_quant, quantize_activation_per_token_absmax};

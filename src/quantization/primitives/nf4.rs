@@ -2,7 +2,7 @@
 
 use super::cast::{cast, check_float, round_to};
 use super::qparams::{nan_max, nan_min};
-use super::sum::mean;
+use super::torch_sum::torch_mean;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
@@ -71,7 +71,7 @@ pub fn nf4_double_quantize_scalers(
     nf4_check(w.numel(), block_size, scaler_block_size)?;
     let dtype = w.dtype();
     let scalers = absmax(&w.to_f32_vec(), block_size);
-    let mean = mean(&scalers, dtype);
+    let mean = round_to(dtype, torch_mean(&scalers));
     let centred: Vec<f32> = scalers.iter().map(|scaler| round_to(dtype, scaler - mean)).collect();
     let factor = |most: f32| round_to(dtype, 256.0 / round_to(dtype, 2.0 * most));
     let factors: Vec<f32> = absmax(&centred, scaler_block_size).into_iter().map(factor).collect();

@@ -82,6 +82,19 @@ fn ceil_log2(size: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::torch_sum;
+    use crate::rng::Rng;
+
+    #[test]
+    fn sums_of_random_numbers_are_near_the_exact_one() {
+        let mut rng = Rng::new(7);
+        for len in [0, 1, 7, 8, 9, 31, 32, 33, 256, 1000, 4096, 100_003] {
+            let values: Vec<f32> = (0..len).map(|_| rng.normal()).collect();
+            let exact: f64 = values.iter().map(|v| f64::from(*v)).sum();
+            let amount: f64 = values.iter().map(|v| f64::from(v.abs())).sum();
+            let off = (f64::from(torch_sum(&values)) - exact).abs();
+            assert!(off <= amount * 2.0_f64.powi(-20), "{len}: off by {off}");
+        }
+    }
 
     #[test]
     fn sums_of_whole_numbers_are_exact_at_every_length() {
