@@ -2,7 +2,7 @@
 
 use super::{Command, Example, Group, Output};
 use crate::error::Result;
-use crate::plot::{PlotConfig, PlotKind, figure};
+use crate::plot::{PlotConfig, PlotKind, Theme, figure};
 use crate::session::Session;
 use crate::value::{Kind, Value};
 
@@ -11,7 +11,7 @@ use crate::value::{Kind, Value};
 /// Columns that are not named are chosen: the first texts and the first numbers.
 #[derive(Debug, clap::Args)]
 pub(super) struct Plot {
-    /// bars, lines, scatter, histogram or heat-map
+    /// bars, lines, scatter, histogram, heat-map, layer-map (layers by blocks) or timeline
     #[arg(value_name = "KIND", default_value = "bars")]
     kind: PlotKind,
     /// The column along x; for bars and heat maps the one that names the rows
@@ -32,6 +32,12 @@ pub(super) struct Plot {
     /// Logarithmic y; for bars, their length
     #[arg(long)]
     log_y: bool,
+    /// A value of x with a rule through the chart; can be given more than once
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    mark: Vec<f64>,
+    /// Colors of files
+    #[arg(long, value_enum, default_value_t)]
+    theme: Theme,
     /// Width in pixels, for files
     #[arg(long, default_value_t = 800)]
     width: u32,
@@ -56,6 +62,11 @@ impl Command for Plot {
             about: "the latest table, and the figure as a file",
             expect: "sizes.png",
         },
+        Example {
+            line: "load tiny | quantize int4-weight-only | eval sqnr tiny --windows 1 | plot layer-map --y 'output SQNR'",
+            about: "which layers lost most: a shade a layer, blocks across",
+            expect: "self_attn.q_proj",
+        },
     ];
 
     fn run(self, _session: &mut Session, input: Value) -> Result<Value> {
@@ -67,6 +78,8 @@ impl Command for Plot {
             title: self.title,
             log_x: self.log_x,
             log_y: self.log_y,
+            marks: self.mark,
+            theme: self.theme,
             width: self.width,
             height: self.height,
         };

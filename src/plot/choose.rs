@@ -55,6 +55,12 @@ pub(super) fn choose(table: &Table, config: &PlotConfig) -> Result<Choice> {
         PlotKind::Histogram if by.is_some() || y.len() > 1 => Err(Error::invalid(
             "a histogram shows one column of numbers; name one y column and no `by`",
         )),
+        PlotKind::LayerMap if by.is_some() || y.len() > 1 || x.is_none() => Err(Error::invalid(
+            "a layer map wants a column of layer names as x and one y column, and no `by`",
+        )),
+        PlotKind::Timeline if by.is_some() || y.len() != 2 || x.is_none() => Err(Error::invalid(
+            "a timeline wants a column of names as x, and two y columns: starts and durations",
+        )),
         _ => Ok(Choice { x, y, by }),
     }
 }
@@ -76,6 +82,7 @@ fn default_x(
     let number = first(&[Kind::Int, Kind::Float, Kind::Bytes]).filter(|_| spare);
     match kind {
         PlotKind::Bars | PlotKind::HeatMap => text.or(count),
+        PlotKind::LayerMap | PlotKind::Timeline => text,
         PlotKind::Lines => count.or(text).or(number),
         PlotKind::Scatter => number.or(text),
         PlotKind::Histogram => None,
@@ -96,11 +103,12 @@ fn default_y(
     // A measured number is what a table is about; counts before it are its circumstances.
     let measured = numbers.iter().find(|&&i| columns[i].kind != Kind::Int);
     let Some(&first) = measured.or(numbers.first()) else { return Vec::new() };
-    if kind != PlotKind::HeatMap || by.is_some() {
+    if !matches!(kind, PlotKind::HeatMap | PlotKind::Timeline) || by.is_some() {
         return vec![first];
     }
     let like_first = |i: &usize| {
         columns[*i].unit == columns[first].unit && columns[*i].kind == columns[first].kind
     };
-    numbers.into_iter().filter(like_first).collect()
+    let alike = numbers.into_iter().filter(like_first);
+    alike.take(if kind == PlotKind::Timeline { 2 } else { usize::MAX }).collect()
 }

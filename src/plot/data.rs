@@ -4,7 +4,7 @@ use super::axis::texts;
 use super::bins::{Bins, bins};
 use super::choose::{Choice, choose};
 use super::names::strip_common_ends;
-use super::{PlotConfig, PlotKind};
+use super::{PlotConfig, PlotKind, layers, timeline};
 use crate::error::{Error, Result};
 use crate::table::words::one_line;
 use crate::table::{Column, Kind, Table};
@@ -16,6 +16,8 @@ pub(super) struct Chart {
     pub(super) x: Scale,
     pub(super) y: Scale,
     pub(super) content: Content,
+    /// Where on x rules stand, in rising order.
+    pub(super) marks: Vec<f64>,
     /// Sentences below the chart: what was not drawn, what the table's notes say.
     pub(super) notes: Vec<String>,
 }
@@ -50,6 +52,18 @@ pub(super) enum Content {
         columns: Vec<String>,
         values: Vec<Vec<f64>>,
     },
+    Timeline {
+        rows: Vec<String>,
+        spans: Vec<Span>,
+    },
+}
+
+/// From `start` to `end` on x, in a row of a timeline.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Span {
+    pub(super) row: usize,
+    pub(super) start: f64,
+    pub(super) end: f64,
 }
 
 /// One number a label; NaN where there is none.
@@ -75,6 +89,7 @@ pub(super) fn chart(table: &Table, config: &PlotConfig) -> Result<Chart> {
     let scale = |label: String, kind, log| Scale { label: one_line(&label), kind, log };
     let x_label = choice.x.map_or("row".to_owned(), |x| columns[x].heading());
     let x_kind = choice.x.map_or(Kind::Int, |x| columns[x].kind);
+    let mut notes: Vec<String> = table.notes().iter().map(|note| one_line(note)).collect();
     let mut chart = Chart {
         title: one_line(config.title.as_deref().unwrap_or(table.title())),
         x: scale(x_label, x_kind, config.log_x),
@@ -87,9 +102,15 @@ pub(super) fn chart(table: &Table, config: &PlotConfig) -> Result<Chart> {
                 Content::Histogram(bins(&drawable(values, config.log_x), config.log_x))
             }
             PlotKind::HeatMap => heat(table, &choice)?,
+            PlotKind::LayerMap => layers::layer_map(table, &choice, &mut notes)?,
+            PlotKind::Timeline => timeline::timeline(table, &choice)?,
         },
-        notes: table.notes().iter().map(|note| one_line(note)).collect(),
+        marks: marks(config)?,
+        notes,
     };
+    if config.kind == PlotKind::Timeline {
+        chart.x = chart.y.clone();
+    }
     if config.kind == PlotKind::Histogram {
         chart.x = Scale { log: config.log_x, ..chart.y };
         chart.y = Scale { label: "count".into(), kind: Kind::Int, log: false };
@@ -99,12 +120,35 @@ pub(super) fn chart(table: &Table, config: &PlotConfig) -> Result<Chart> {
     Ok(chart)
 }
 
+/// The marks on x, which have to be numbers and on an x of numbers.
+fn marks(config: &PlotConfig) -> Result<Vec<f64>> {
+    if config.marks.is_empty() {
+        return Ok(Vec::new());
+    }
+    let on_numbers =
+        matches!(config.kind, PlotKind::Lines | PlotKind::Scatter | PlotKind::Histogram);
+    if !on_numbers {
+        return Err(Error::usage(format!(
+            "{} has no x of numbers to mark; lines, scatter and histogram do",
+            config.kind
+        )));
+    }
+    if let Some(bad) = config.marks.iter().find(|mark| !can_draw(**mark, config.log_x)) {
+        return Err(Error::usage(format!("a mark at {bad} has no place on this x")));
+    }
+    let mut marks = config.marks.clone();
+    marks.sort_by(f64::total_cmp);
+    marks.dedup();
+    Ok(marks)
+}
+
 /// Layer names lose what they all begin and end with; a note says what that was.
 fn shorten_names(chart: &mut Chart) {
     let lists = match &mut chart.content {
         Content::Bars { labels, .. } => vec![labels],
         Content::Points { names: Some(names), .. } => vec![names],
         Content::Heat { rows, columns, .. } => vec![rows, columns],
+        Content::Timeline { rows, .. } => vec![rows],
         Content::Points { names: None, .. } | Content::Histogram(_) => Vec::new(),
     };
     for (front, back) in lists.into_iter().filter_map(|names| strip_common_ends(names)) {
@@ -271,17 +315,17 @@ fn pivot(table: &Table, x: Option<usize>, by: usize, y: usize) -> Result<Pivot> 
     Ok((xs, series, grid))
 }
 
-fn labels(table: &Table, x: Option<usize>) -> Vec<String> {
+pub(super) fn labels(table: &Table, x: Option<usize>) -> Vec<String> {
     let Some(x) = x else { return (1..=table.len()).map(|row| row.to_string()).collect() };
     let texts = table.column_text(&table.columns()[x].name);
     texts.unwrap_or_default().iter().map(|text| one_line(text)).collect()
 }
 
-fn numbers(table: &Table, index: usize) -> Vec<f64> {
+pub(super) fn numbers(table: &Table, index: usize) -> Vec<f64> {
     table.rows().iter().map(|row| row[index].as_f64().unwrap_or(f64::NAN)).collect()
 }
 
-fn distinct(labels: &[String]) -> Vec<String> {
+pub(super) fn distinct(labels: &[String]) -> Vec<String> {
     let mut seen = Vec::new();
     for label in labels {
         if !seen.contains(label) {
@@ -291,7 +335,7 @@ fn distinct(labels: &[String]) -> Vec<String> {
     seen
 }
 
-fn position(names: &[String], name: &str) -> usize {
+pub(super) fn position(names: &[String], name: &str) -> usize {
     names.iter().position(|candidate| candidate == name).unwrap_or(0)
 }
 
@@ -331,6 +375,7 @@ fn refuse_or_mention_what_is_not_drawn(
             let values = values.iter().flatten();
             (values.clone().filter(|v| can_draw(**v, y_log)).count(), values.count())
         }
+        Content::Timeline { spans, .. } => (spans.len(), table.len()),
     };
     let why = match x_log || y_log {
         true => "missing, NaN, infinite, or not positive on a logarithmic axis",

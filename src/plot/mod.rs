@@ -21,12 +21,14 @@ mod bins;
 mod choose;
 mod data;
 mod font;
+mod layers;
 mod names;
 mod paint;
 mod palette;
 mod scene;
 mod svg;
 mod terminal;
+mod timeline;
 
 pub use terminal::sparkline;
 
@@ -50,16 +52,22 @@ pub enum PlotKind {
     Histogram,
     /// A grid of shades: rows by columns.
     HeatMap,
+    /// A heat map of a model: what a layer is by the block it is in, from a column of layer names.
+    LayerMap,
+    /// What ran when: a row a name, from a column of starts and one of durations.
+    Timeline,
 }
 
 impl PlotKind {
     /// Every kind with the name that a command line gives it.
-    pub const NAMES: [(&'static str, PlotKind); 5] = [
+    pub const NAMES: [(&'static str, PlotKind); 7] = [
         ("bars", PlotKind::Bars),
         ("lines", PlotKind::Lines),
         ("scatter", PlotKind::Scatter),
         ("histogram", PlotKind::Histogram),
         ("heat-map", PlotKind::HeatMap),
+        ("layer-map", PlotKind::LayerMap),
+        ("timeline", PlotKind::Timeline),
     ];
 }
 
@@ -86,6 +94,18 @@ impl std::str::FromStr for PlotKind {
     }
 }
 
+/// What a figure is drawn on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[derive(clap::ValueEnum)]
+pub enum Theme {
+    /// Dark on white.
+    #[default]
+    Light,
+    /// Light on nearly black.
+    Dark,
+}
+
 /// What to draw. Columns that are not named are chosen: the first texts and the first numbers.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -104,6 +124,10 @@ pub struct PlotConfig {
     pub log_x: bool,
     /// Logarithmic y (for bars, their length; for a heat map, its shades).
     pub log_y: bool,
+    /// Values of x with a rule through the chart, as the grid of a quantized weight (lines, scatter, histogram).
+    pub marks: Vec<f64>,
+    /// Colors of SVG, PNG and notebook output.
+    pub theme: Theme,
     /// Width in pixels of SVG and notebook output.
     pub width: u32,
     /// Height in pixels; as much as the chart needs, if there is none.
@@ -120,6 +144,8 @@ impl Default for PlotConfig {
             title: None,
             log_x: false,
             log_y: false,
+            marks: Vec::new(),
+            theme: Theme::Light,
             width: 800,
             height: None,
         }
@@ -176,13 +202,23 @@ impl Figure {
     /// The chart as one SVG document.
     pub fn to_svg(&self) -> Result<String> {
         let (width, height) = self.size();
-        Ok(svg::svg(&scene::layout(&self.chart, f64::from(width), f64::from(height))?))
+        Ok(svg::svg(&scene::layout(
+            &self.chart,
+            self.config.theme,
+            f64::from(width),
+            f64::from(height),
+        )?))
     }
 
     /// The chart as a PNG file of this size in pixels.
     pub fn to_png(&self, width: u32, height: u32) -> Result<Vec<u8>> {
         check_size(width, height)?;
-        paint::png(&scene::layout(&self.chart, f64::from(width), f64::from(height))?)
+        paint::png(&scene::layout(
+            &self.chart,
+            self.config.theme,
+            f64::from(width),
+            f64::from(height),
+        )?)
     }
 
     /// Shows the chart in an evcxr notebook: SVG, and text where there is no HTML.

@@ -5,7 +5,7 @@ use plotters::coord::Shift;
 use plotters::drawing::{DrawingArea, IntoDrawingArea};
 use plotters::element::{Circle, PathElement, Rectangle};
 use plotters::style::text_anchor::{HPos, Pos, VPos};
-use plotters::style::{Color, RGBColor, ShapeStyle, TextStyle, WHITE};
+use plotters::style::{Color, RGBColor, ShapeStyle, TextStyle};
 
 use super::font;
 use super::palette::Rgb;
@@ -71,7 +71,7 @@ fn paint<B: DrawingBackend>(
 ) -> Result<()> {
     let failed = |error: String| Error::invalid(format!("the figure cannot be drawn: {error}"));
     font::register()?;
-    root.fill(&WHITE).map_err(|error| failed(error.to_string()))?;
+    root.fill(&rgb(scene.colors.background)).map_err(|error| failed(error.to_string()))?;
     let at = |(x, y): (f64, f64)| (place(x * zoom), place(y * zoom));
     for shape in &scene.shapes {
         let drawn = match shape {

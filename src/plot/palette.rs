@@ -1,5 +1,7 @@
 //! Colors that people with any kind of color vision can tell apart.
 
+use super::Theme;
+
 /// Red, green and blue, 0–255.
 pub(super) type Rgb = (u8, u8, u8);
 
@@ -14,6 +16,69 @@ const SERIES: [Rgb; 7] = [
     (86, 180, 233),
     (60, 60, 60),
 ];
+
+/// The same on a dark background: the first brighter, the last light.
+const SERIES_DARK: [Rgb; 7] = [
+    (64, 158, 222),
+    (230, 159, 0),
+    (0, 178, 132),
+    (232, 112, 30),
+    (214, 142, 182),
+    (120, 200, 240),
+    (190, 190, 190),
+];
+
+/// What a theme draws everything but data with.
+#[derive(Debug)]
+pub(super) struct Colors {
+    pub(super) background: Rgb,
+    /// Titles and names.
+    pub(super) ink: Rgb,
+    /// Numbers and notes.
+    pub(super) gray: Rgb,
+    pub(super) grid: Rgb,
+    pub(super) rule: Rgb,
+    /// The bar that others are compared with.
+    pub(super) baseline: Rgb,
+    /// A cell of a heat map without a number.
+    pub(super) nothing: Rgb,
+    series: [Rgb; 7],
+}
+
+const LIGHT: Colors = Colors {
+    background: (255, 255, 255),
+    ink: (34, 34, 34),
+    gray: (105, 105, 105),
+    grid: (226, 226, 226),
+    rule: (150, 150, 150),
+    baseline: (140, 140, 140),
+    nothing: (240, 240, 240),
+    series: SERIES,
+};
+
+const DARK: Colors = Colors {
+    background: (22, 24, 28),
+    ink: (232, 232, 232),
+    gray: (164, 164, 164),
+    grid: (52, 55, 61),
+    rule: (120, 120, 120),
+    baseline: (130, 130, 130),
+    nothing: (40, 42, 47),
+    series: SERIES_DARK,
+};
+
+impl Colors {
+    pub(super) const fn of(theme: Theme) -> &'static Colors {
+        match theme {
+            Theme::Light => &LIGHT,
+            Theme::Dark => &DARK,
+        }
+    }
+
+    pub(super) fn series(&self, index: usize) -> Rgb {
+        self.series[index % self.series.len()]
+    }
+}
 
 /// The same in the 256 colors of terminals, brighter, as their background is often dark.
 const SERIES_ANSI: [u8; 7] = [33, 214, 36, 166, 175, 117, 245];
@@ -33,10 +98,6 @@ const VIRIDIS: [Rgb; 9] = [
     (170, 220, 50),
     (253, 231, 37),
 ];
-
-pub(super) fn series(index: usize) -> Rgb {
-    SERIES[index % SERIES.len()]
-}
 
 pub(super) fn series_ansi(index: usize) -> u8 {
     SERIES_ANSI[index % SERIES_ANSI.len()]

@@ -20,7 +20,8 @@ pub(super) fn svg(scene: &Scene) -> String {
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
          viewBox=\"0 0 {width} {height}\" font-family=\"{FONTS}\">\n\
-         <rect width=\"{width}\" height=\"{height}\" fill=\"#ffffff\"/>\n"
+         <rect width=\"{width}\" height=\"{height}\" fill=\"{}\"/>\n",
+        Color(scene.colors.background)
     );
     for shape in &scene.shapes {
         // Writing into a String cannot fail.

@@ -85,7 +85,82 @@ fn figures() -> Vec<Figure> {
         figures.push(figure(&layers(30), &config(kind)).unwrap());
         figures.push(figure(&layers(1), &PlotConfig { log_y: true, ..config(kind) }).unwrap());
     }
+    let map = PlotConfig {
+        x: Some("layer".into()),
+        y: vec!["sqnr".into()],
+        ..config(PlotKind::LayerMap)
+    };
+    figures.push(figure(&layers(300), &PlotConfig { theme: Theme::Dark, ..map.clone() }).unwrap());
+    figures.push(figure(&layers(2), &map).unwrap());
+    let marks = vec![20.0, 25.5, 49.0, 1e9];
+    let marked = PlotConfig { y: vec!["sqnr".into()], marks, ..config(PlotKind::Histogram) };
+    figures.push(figure(&layers(30), &marked).unwrap());
+    figures.push(figure(&spans(), &config(PlotKind::Timeline)).unwrap());
     figures
+}
+
+/// Two kernels in turn, one of them too short to see, one without a start.
+fn spans() -> Table {
+    let mut table =
+        Table::new("A token").column("kernel").column_unit("start", "µs").column_unit("time", "µs");
+    for i in 0..8_u32 {
+        let start = f64::from(i) * 10.0;
+        table.push(["x86-int4xint16-avx512vnni-gemv".into(), start.into(), 8.0.into()]).unwrap();
+        table.push(["rms norm".into(), (start + 8.0).into(), 0.001.into()]).unwrap();
+    }
+    table.push(["rms norm".into(), Cell::Missing, 1.0.into()]).unwrap();
+    table
+}
+
+#[test]
+fn a_layer_map_puts_kinds_down_and_blocks_across() {
+    let mut table = Table::new("S").column("layer").column_unit("sqnr", "dB");
+    for (name, sqnr) in
+        [("m.1.up", 3.0), ("m.0.up", 1.0), ("m.10.up", 9.0), ("m.0.down", 5.0), ("lm_head", 7.0)]
+    {
+        table.push([name.into(), sqnr.into()]).unwrap();
+    }
+    let found = figure(&table, &config(PlotKind::LayerMap)).unwrap();
+    let data::Content::Heat { rows, columns, values } = &found.chart.content else {
+        panic!("no heat map")
+    };
+    assert_eq!((rows.join(" "), columns.join(" ")), ("up down".into(), "0 1 10".into()));
+    assert_eq!(values[0], [1.0, 3.0, 9.0]);
+    assert!(values[1][0] > 4.0 && values[1][1].is_nan(), "{values:?}");
+    assert!(found.to_text(80, 20, false).contains("not on the map: lm_head"));
+}
+
+#[test]
+fn a_timeline_shades_the_time_that_was_taken() {
+    let text = figure(&spans(), &config(PlotKind::Timeline)).unwrap().to_text(40, 20, false);
+    assert!(text.contains("not drawn: 1 of 17 values"), "{text}");
+    let rows: Vec<&str> =
+        text.lines().filter(|l| l.contains('█') || l.starts_with("rms norm")).collect();
+    assert_eq!(rows.len(), 2, "{text}");
+    assert_eq!(rows[1].matches('░').count(), 8, "a trace each\n{text}");
+}
+
+#[test]
+fn marks_are_drawn_where_they_lie_on_the_axis() {
+    let marked = figures().into_iter().find(|f| !f.config.marks.is_empty()).unwrap();
+    let color = palette::Colors::of(Theme::Light).series(3);
+    let scene = scene::layout(&marked.chart, Theme::Light, 800.0, 400.0).unwrap();
+    let lines =
+        scene.shapes.iter().filter(|s| matches!(s, Shape::Line { color: c, .. } if *c == color));
+    assert_eq!(lines.count(), 3, "one of four is outside");
+    assert!(marked.to_text(80, 20, false).contains("◆1"));
+}
+
+#[test]
+fn a_dark_figure_is_dark() {
+    let dark = PlotConfig { theme: Theme::Dark, ..config(PlotKind::Bars) };
+    let figure = figure(&models(), &dark).unwrap();
+    assert!(figure.to_svg().unwrap().contains("fill=\"#16181c\""));
+    let png = figure.to_png(320, 200).unwrap();
+    let mut reader = png::Decoder::new(png.as_slice()).read_info().unwrap();
+    let mut pixels = vec![0; reader.output_buffer_size()];
+    reader.next_frame(&mut pixels).unwrap();
+    assert_eq!(&pixels[..3], [22, 24, 28]);
 }
 
 #[test]
@@ -116,7 +191,7 @@ fn a_column_of_errors_becomes_whiskers() {
             scene.shapes.iter().filter(|s| matches!(s, Shape::Line { color: (34, 34, 34), .. }));
         lines.count()
     };
-    let scene = scene::layout(&figure.chart, 600.0, 300.0).unwrap();
+    let scene = scene::layout(&figure.chart, Theme::Light, 600.0, 300.0).unwrap();
     assert_eq!(ink(&scene), 3, "one whisker with its two ends");
 }
 
@@ -195,7 +270,13 @@ fn no_two_texts_overlap_and_none_leaves_the_figure() {
     for figure in figures() {
         let (natural_width, natural_height) = figure.size();
         for (width, height) in [(natural_width, natural_height), (480, 320), (1200, 400)] {
-            let scene = scene::layout(&figure.chart, f64::from(width), f64::from(height)).unwrap();
+            let scene = scene::layout(
+                &figure.chart,
+                figure.config.theme,
+                f64::from(width),
+                f64::from(height),
+            )
+            .unwrap();
             assert!(scene.shapes.iter().all(is_finite), "{:?}", scene.shapes);
             let boxes: Vec<[f64; 4]> = scene.shapes.iter().filter_map(text_box).collect();
             let what = |i: usize| {
@@ -306,6 +387,10 @@ fn requests_that_make_no_chart_are_refused_in_words() {
         (models(), named(None, &["time", "perplexity"], Some("model"), lines), "name one y column"),
         (models(), named(None, &[], Some("model"), PlotKind::Histogram), "a histogram shows one"),
         (models(), PlotConfig { width: 9, ..config(bars) }, "from 160 to 8000"),
+        (models(), PlotConfig { marks: vec![1.0], ..config(bars) }, "no x of numbers"),
+        (models(), PlotConfig { marks: vec![f64::NAN], ..config(lines) }, "has no place"),
+        (models(), config(PlotKind::LayerMap), "names a layer of a block"),
+        (models(), config(PlotKind::Timeline), "two y columns"),
     ];
     for (table, config, want) in cases {
         let error = figure(&table, &config).unwrap_err().to_string();

@@ -1,11 +1,11 @@
 //! Bars lie, because names of layers and models are long: each has its label to its left and its
 //! value at its end.
 
-use super::{Anchor, Area, BASELINE, GRAY, INK, RULE, Scene, TEXT_SIZE, axis_name, widest};
+use super::{Anchor, Area, Scene, TEXT_SIZE, axis_name, widest};
 use crate::plot::axis::Axis;
 use crate::plot::data::{Chart, Series, count};
 use crate::plot::font::fit;
-use crate::plot::palette::{self, Rgb};
+use crate::plot::palette::Rgb;
 
 pub(super) struct Rows<'a> {
     pub(super) labels: &'a [String],
@@ -56,7 +56,7 @@ impl Scene {
             let middle = plot.top + pitch * (count(i) + 0.5);
             if count(i) >= next_label {
                 let text = fit(label, TEXT_SIZE, label_room + 0.5);
-                self.text((area.left + label_room, middle), text, INK, Anchor::Right);
+                self.text((area.left + label_room, middle), text, self.colors.ink, Anchor::Right);
                 next_label = count(i) + every;
             }
             for (s, one) in rows.series.iter().enumerate() {
@@ -71,12 +71,12 @@ impl Scene {
                     zero,
                     top,
                     thickness,
-                    color: if is_gray { BASELINE } else { palette::series(s) },
+                    color: if is_gray { self.colors.baseline } else { self.colors.series(s) },
                 };
                 self.bar(&bar, has_values.then_some(values[s][i].as_str()));
             }
         }
-        self.line(vec![(zero, plot.top), (zero, plot.bottom)], RULE, 1.0);
+        self.line(vec![(zero, plot.top), (zero, plot.bottom)], self.colors.rule, 1.0);
     }
 
     fn bar(&mut self, bar: &Bar, value: Option<&str>) {
@@ -88,10 +88,10 @@ impl Scene {
         }
         let middle = bar.top + bar.thickness / 2.0;
         if let Some((low, high)) = bar.whisker {
-            self.line(vec![(low, middle), (high, middle)], INK, 1.0);
+            self.line(vec![(low, middle), (high, middle)], self.colors.ink, 1.0);
             let tick = (bar.thickness / 5.0).min(4.0);
             for x in [low, high] {
-                self.line(vec![(x, middle - tick), (x, middle + tick)], INK, 1.0);
+                self.line(vec![(x, middle - tick), (x, middle + tick)], self.colors.ink, 1.0);
             }
         }
         if let Some(value) = value {
@@ -100,7 +100,7 @@ impl Scene {
                 Some(end) if end < bar.zero => (end.min(low) - 6.0, Anchor::Right),
                 end => (end.unwrap_or(bar.zero).max(high) + 6.0, Anchor::Left),
             };
-            self.text((x, middle), value, INK, anchor);
+            self.text((x, middle), value, self.colors.ink, anchor);
         }
     }
 
@@ -111,7 +111,7 @@ impl Scene {
         let x = plot.x(at);
         let mut y = plot.top;
         while y < plot.bottom {
-            self.line(vec![(x, y), (x, (y + 4.0).min(plot.bottom))], GRAY, 1.0);
+            self.line(vec![(x, y), (x, (y + 4.0).min(plot.bottom))], self.colors.gray, 1.0);
             y += 8.0;
         }
     }

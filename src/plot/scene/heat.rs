@@ -1,19 +1,16 @@
 //! A heat map: a grid of shades with its scale at the right.
 
-use super::{Anchor, Area, GRAY, INK, Scene, TEXT_SIZE, axis_name, widest};
+use super::{Anchor, Area, Scene, TEXT_SIZE, axis_name, widest};
 use crate::plot::axis::{Axis, number_text, texts};
 use crate::plot::data::{Chart, count};
 use crate::plot::font::{fit, text_width};
-use crate::plot::palette::{self, Rgb};
+use crate::plot::palette;
 
 pub(super) struct Grid<'a> {
     pub(super) rows: &'a [String],
     pub(super) columns: &'a [String],
     pub(super) values: &'a [Vec<f64>],
 }
-
-/// What cannot be drawn.
-const NOTHING: Rgb = (240, 240, 240);
 
 impl Scene {
     pub(super) fn heat(&mut self, chart: &Chart, grid: &Grid, area: Area) {
@@ -32,7 +29,7 @@ impl Scene {
             let middle = top + height / 2.0;
             if middle - 6.5 >= free_from {
                 let text = fit(label, TEXT_SIZE, label_room + 0.5);
-                self.text((area.left + label_room, middle), text, INK, Anchor::Right);
+                self.text((area.left + label_room, middle), text, self.colors.ink, Anchor::Right);
                 free_from = middle + 6.5;
             }
             for (c, value) in values.iter().enumerate() {
@@ -48,12 +45,12 @@ impl Scene {
 
     fn cell(&mut self, fraction: Option<f64>, text: String, cell: Area) {
         let shade = fraction.map(palette::shade);
-        self.rect(cell, shade.unwrap_or(NOTHING));
+        self.rect(cell, shade.unwrap_or(self.colors.nothing));
         if cell.height() >= 15.0 && text_width(&text, TEXT_SIZE) + 6.0 <= cell.width() {
             let ink = match shade {
-                Some(shade) if palette::is_light(shade) => INK,
+                Some(shade) if palette::is_light(shade) => (34, 34, 34),
                 Some(_) => (255, 255, 255),
-                None => GRAY,
+                None => self.colors.gray,
             };
             self.text((cell.x(0.5), cell.y(0.5)), text, ink, Anchor::Center);
         }
@@ -67,7 +64,7 @@ impl Scene {
                 next = count(c) + every;
                 let center = plot.left + width * (count(c) + 0.5);
                 let text = fit(name, TEXT_SIZE, width * every - 6.0);
-                self.text((center, plot.bottom + 14.0), text, INK, Anchor::Center);
+                self.text((center, plot.bottom + 14.0), text, self.colors.ink, Anchor::Center);
             }
         }
     }
@@ -93,10 +90,10 @@ impl Scene {
         }
         let [low, high] = ends;
         if !name.is_empty() {
-            self.text((bar.left, area.top + 8.0), name, INK, Anchor::Left);
+            self.text((bar.left, area.top + 8.0), name, self.colors.ink, Anchor::Left);
         }
-        self.text((bar.left, bar.top - 12.0), high, GRAY, Anchor::Left);
-        self.text((bar.left, bar.bottom + 12.0), low, GRAY, Anchor::Left);
+        self.text((bar.left, bar.top - 12.0), high, self.colors.gray, Anchor::Left);
+        self.text((bar.left, bar.bottom + 12.0), low, self.colors.gray, Anchor::Left);
         room
     }
 }

@@ -3,18 +3,14 @@
 mod bars;
 mod heat;
 mod points;
+mod timeline;
 
+use super::Theme;
 use super::axis::Axis;
 use super::data::{Chart, Content, count};
 use super::font::{self, fit, text_width};
-use super::palette::{self, Rgb};
+use super::palette::{Colors, Rgb};
 use crate::error::Result;
-
-const INK: Rgb = (34, 34, 34);
-const GRAY: Rgb = (105, 105, 105);
-const GRID: Rgb = (226, 226, 226);
-const RULE: Rgb = (150, 150, 150);
-const BASELINE: Rgb = (140, 140, 140);
 
 const TITLE_SIZE: f64 = 17.0;
 const TEXT_SIZE: f64 = 12.0;
@@ -70,9 +66,10 @@ impl Area {
     }
 }
 
-/// All shapes of a figure, in the order of drawing, on white.
+/// All shapes of a figure, in the order of drawing, on `colors.background`.
 #[derive(Debug, Clone)]
 pub(super) struct Scene {
+    pub(super) colors: &'static Colors,
     pub(super) width: f64,
     pub(super) height: f64,
     pub(super) shapes: Vec<Shape>,
@@ -85,6 +82,7 @@ pub(super) fn natural_height(chart: &Chart) -> u32 {
             count(labels.len()) * bars::natural_pitch(series.len()) + 40.0
         }
         Content::Heat { rows, .. } => count(rows.len()) * 24.0 + 30.0,
+        Content::Timeline { rows, .. } => count(rows.len()) * 24.0 + 44.0,
         Content::Points { .. } | Content::Histogram(_) => 360.0,
     };
     let notes = count(chart.notes.len().min(MAX_NOTES)) * LINE_HEIGHT;
@@ -97,9 +95,9 @@ fn whole_pixels(length: f64) -> u32 {
     length.ceil() as u32
 }
 
-pub(super) fn layout(chart: &Chart, width: f64, height: f64) -> Result<Scene> {
+pub(super) fn layout(chart: &Chart, theme: Theme, width: f64, height: f64) -> Result<Scene> {
     font::register()?;
-    let mut scene = Scene { width, height, shapes: Vec::new() };
+    let mut scene = Scene { colors: Colors::of(theme), width, height, shapes: Vec::new() };
     let mut area =
         Area { left: MARGIN, top: MARGIN, right: width - MARGIN, bottom: height - MARGIN + 4.0 };
     scene.heading(chart, &mut area);
@@ -117,6 +115,7 @@ pub(super) fn layout(chart: &Chart, width: f64, height: f64) -> Result<Scene> {
             let grid = heat::Grid { rows, columns, values };
             scene.heat(chart, &grid, area);
         }
+        Content::Timeline { rows, spans } => scene.timeline(chart, rows, spans, area),
     }
     Ok(scene)
 }
@@ -127,7 +126,7 @@ impl Chart {
         let names: Vec<&str> = match &self.content {
             Content::Bars { series, .. } => series.iter().map(|one| one.name.as_str()).collect(),
             Content::Points { series, .. } => series.iter().map(|one| one.name.as_str()).collect(),
-            Content::Histogram(_) | Content::Heat { .. } => Vec::new(),
+            Content::Histogram(_) | Content::Heat { .. } | Content::Timeline { .. } => Vec::new(),
         };
         if names.len() > 1 { names } else { Vec::new() }
     }
@@ -154,7 +153,7 @@ impl Scene {
                 at: (area.left, area.top + 8.0),
                 text: fit(&chart.title, TITLE_SIZE, area.width()),
                 size: TITLE_SIZE,
-                color: INK,
+                color: self.colors.ink,
                 anchor: Anchor::Left,
             });
             area.top += 28.0;
@@ -176,15 +175,15 @@ impl Scene {
                 self.text(
                     (x, area.top + 6.0),
                     format!("and {} more", names.len() - i),
-                    GRAY,
+                    self.colors.gray,
                     Anchor::Left,
                 );
                 break;
             }
             let y = area.top + 6.0;
             let swatch = Area { left: x, top: y - 5.0, right: x + 10.0, bottom: y + 5.0 };
-            self.rect(swatch, palette::series(i));
-            self.text((x + 16.0, y), name, INK, Anchor::Left);
+            self.rect(swatch, self.colors.series(i));
+            self.text((x + 16.0, y), name, self.colors.ink, Anchor::Left);
             x += wanted;
         }
         area.top += LINE_HEIGHT + 6.0;
@@ -198,7 +197,7 @@ impl Scene {
                 at: (area.left, area.bottom - 6.0),
                 text: fit(note, NOTE_SIZE, area.width()),
                 size: NOTE_SIZE,
-                color: GRAY,
+                color: self.colors.gray,
                 anchor: Anchor::Left,
             });
             area.bottom -= LINE_HEIGHT;
@@ -214,18 +213,18 @@ impl Scene {
             let Some(at) = axis.fraction(*value) else { continue };
             let x = area.x(at);
             if has_grid {
-                self.line(vec![(x, area.top), (x, area.bottom)], GRID, 1.0);
+                self.line(vec![(x, area.top), (x, area.bottom)], self.colors.grid, 1.0);
             }
             let text = fit(text, TEXT_SIZE, (pitch - 6.0).max(90.0));
             let half = text_width(&text, TEXT_SIZE) / 2.0;
             let center = x.clamp(half, (self.width - half).max(half));
             if center - half >= free_from {
-                self.text((center, area.bottom + 12.0), text, GRAY, Anchor::Center);
+                self.text((center, area.bottom + 12.0), text, self.colors.gray, Anchor::Center);
                 free_from = center + half + 8.0;
             }
         }
         let name = fit(name, TEXT_SIZE, area.width());
-        self.text((area.x(0.5), area.bottom + 30.0), name, INK, Anchor::Center);
+        self.text((area.x(0.5), area.bottom + 30.0), name, self.colors.ink, Anchor::Center);
     }
 
     /// The marks of a vertical axis at the left of `area`: grid lines and labels.
@@ -234,9 +233,9 @@ impl Scene {
         for (value, text) in &axis.ticks {
             let Some(at) = axis.fraction(*value) else { continue };
             let y = area.y(at);
-            self.line(vec![(area.left, y), (area.right, y)], GRID, 1.0);
+            self.line(vec![(area.left, y), (area.right, y)], self.colors.grid, 1.0);
             if y + 7.0 <= free_below {
-                self.text((area.left - 8.0, y), text, GRAY, Anchor::Right);
+                self.text((area.left - 8.0, y), text, self.colors.gray, Anchor::Right);
                 free_below = y - 9.0;
             }
         }

@@ -1,11 +1,10 @@
 //! Lines, points and histograms: two axes and what stands between them.
 
-use super::{Anchor, Area, INK, RULE, Scene, Shape, TEXT_SIZE, axis_name, widest};
+use super::{Anchor, Area, Scene, Shape, TEXT_SIZE, axis_name, widest};
 use crate::plot::axis::Axis;
 use crate::plot::bins::Bins;
 use crate::plot::data::{Chart, Points, count};
 use crate::plot::font::fit;
-use crate::plot::palette;
 
 impl Scene {
     pub(super) fn points(
@@ -28,8 +27,9 @@ impl Scene {
         };
         let y = Axis::holding(points().map(|p| p.1), &chart.y, 6);
         let plot = self.frame(chart, &x, &y, area);
+        self.marks(chart, &x, plot);
         for (s, one) in series.iter().enumerate() {
-            let color = palette::series(s);
+            let color = self.colors.series(s);
             let places: Vec<Option<(f64, f64)>> = one
                 .points
                 .iter()
@@ -65,11 +65,22 @@ impl Scene {
                 let gap = if right - left > 4.0 { 1.0 } else { 0.0 };
                 let bar = Area { left, right: right - gap, top: plot.y(top), bottom: plot.bottom };
                 if n > 0 {
-                    self.rect(bar, palette::series(0));
+                    self.rect(bar, self.colors.series(0));
                 }
             }
         }
-        self.line(vec![(plot.left, plot.bottom), (plot.right, plot.bottom)], RULE, 1.0);
+        self.marks(chart, &x, plot);
+        self.line(vec![(plot.left, plot.bottom), (plot.right, plot.bottom)], self.colors.rule, 1.0);
+    }
+
+    /// A rule through the chart at each mark that lies on its axis.
+    fn marks(&mut self, chart: &Chart, x: &Axis, plot: Area) {
+        for mark in &chart.marks {
+            if let Some(at) = x.fraction(*mark).filter(|at| (0.0..=1.0).contains(at)) {
+                let at = plot.x(at);
+                self.line(vec![(at, plot.top), (at, plot.bottom)], self.colors.series(3), 1.0);
+            }
+        }
     }
 
     /// Both axes with their names; what is left is where the data goes.
@@ -79,14 +90,14 @@ impl Scene {
         if !name.is_empty() {
             // Upright above its axis: a turned text is slow to read.
             let name = fit(&name, TEXT_SIZE, area.width());
-            self.text((area.left, area.top + 6.0), name, INK, Anchor::Left);
+            self.text((area.left, area.top + 6.0), name, self.colors.ink, Anchor::Left);
             plot.top += 24.0;
         }
         plot.left += widest(y.ticks.iter().map(|(_, text)| text.as_str())) + 10.0;
         plot.right -= 8.0;
         self.y_axis(y, plot);
         self.x_axis(x, &axis_name(&chart.x.label, chart.x.log), plot, false);
-        self.line(vec![(plot.left, plot.bottom), (plot.right, plot.bottom)], RULE, 1.0);
+        self.line(vec![(plot.left, plot.bottom), (plot.right, plot.bottom)], self.colors.rule, 1.0);
         plot
     }
 }

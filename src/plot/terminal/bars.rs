@@ -59,13 +59,26 @@ pub(super) fn histogram(chart: &Chart, bins: &Bins, columns: usize, pen: Pen) ->
         label: format!("{} … {}", pad_left(&edges[i], widest), pad_left(&edges[i + 1], widest)),
         name: String::new(),
         length: count(n) / count(most),
-        value: n.to_string(),
+        value: match marks_in(&chart.marks, bins, i) {
+            0 => n.to_string(),
+            marks => format!("{n} ◆{marks}"),
+        },
         series: 0,
         is_baseline: false,
     });
     let mut out = pen.dim_lines(&format!("{}: how many values", chart.x.label), columns);
+    if !chart.marks.is_empty() {
+        out.extend(pen.dim_lines("◆ how many marks are in the bin", columns));
+    }
     out.extend(write(&lines.collect::<Vec<_>>(), 0.0, columns, pen));
     out
+}
+
+/// How many marks lie in bin `i`; the last bin holds its upper edge too.
+fn marks_in(marks: &[f64], bins: &Bins, i: usize) -> usize {
+    let is_last = i + 1 == bins.counts.len();
+    let (low, high) = (bins.edges[i], bins.edges[i + 1]);
+    marks.iter().filter(|m| **m >= low && (**m < high || is_last && **m <= high)).count()
 }
 
 /// Bars in characters need no round end: the longest takes all the room.

@@ -3,6 +3,7 @@
 mod bars;
 mod dots;
 mod heat;
+mod timeline;
 
 use super::data::{Chart, Content};
 use super::palette;
@@ -29,6 +30,7 @@ pub(super) fn to_text(chart: &Chart, columns: usize, height: usize, color: bool)
         Content::Heat { rows, columns: names, values } => {
             heat::heat(chart, rows, names, values, columns, pen)
         }
+        Content::Timeline { rows, spans } => timeline::timeline(chart, rows, spans, columns, pen),
     });
     for note in &chart.notes {
         lines.extend(pen.dim_lines(note, columns));
