@@ -46,6 +46,7 @@ pub mod data;
 pub mod error;
 pub mod eval;
 pub mod generate;
+pub mod inspect;
 pub mod io;
 pub mod language;
 pub mod model;

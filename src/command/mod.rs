@@ -25,6 +25,7 @@ mod bench;
 mod cache;
 mod calibrate;
 mod compare;
+mod distribution;
 mod echo;
 mod eval;
 mod generate;
@@ -32,6 +33,7 @@ mod help;
 mod history;
 mod load;
 mod mix;
+mod outliers;
 mod plot;
 mod quantize;
 mod quit;
@@ -63,6 +65,8 @@ pub static COMMANDS: &[Entry] = &[
     Entry::of::<size::Size>(),
     Entry::of::<eval::Eval>(),
     Entry::of::<compare::Compare>(),
+    Entry::of::<distribution::Distribution>(),
+    Entry::of::<outliers::Outliers>(),
     Entry::of::<bench::Bench>(),
     Entry::of::<generate::Generate>(),
     Entry::of::<plot::Plot>(),

@@ -40,7 +40,7 @@ impl Default for EvalConfig {
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize) -> bool;
 
 /// Tokenizes `text` with the model's tokenizer and cuts it as `config` says. Also tells the context.
-fn windows_of(
+pub(crate) fn windows_of(
     model: &Model,
     text: &str,
     config: &EvalConfig,
