@@ -8,7 +8,7 @@
 //! command                          one file a command: a clap::Args struct and run()
 //! session · language               models, variables, history, undo; pipes checked before they run
 //! quantization                     the workflows: one folder each, readable alone
-//! compare · eval · bench · generate · plot · table     what a result is and how it is shown
+//! compare · eval · bench · generate · plot · table · display     what a result is and how it is shown
 //! model · data · io                Llama-family models; tokenizers, texts; safetensors, GGUF, folders
 //! autograd                         a tape over tensors: gradients
 //! tensor                           one owned tensor type, dtype known at run time
@@ -43,6 +43,7 @@ pub mod bench;
 pub mod command;
 pub mod compare;
 pub mod data;
+pub mod display;
 pub mod error;
 pub mod eval;
 pub mod generate;

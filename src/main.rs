@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+#[cfg(feature = "jupyter")]
+mod jupyter;
 mod repl;
 
 use std::process::ExitCode;
@@ -35,8 +37,18 @@ fn environment() -> cli::Environment {
         ),
         cache: cache.map(|folder| folder.join("aolab").join("cuda")),
     };
+    let home = set("HOME").map(std::path::PathBuf::from);
+    let jupyter = cli::JupyterFolders {
+        user: set("JUPYTER_DATA_DIR").map(Into::into).or_else(|| match cfg!(target_os = "macos") {
+            true => Some(home?.join("Library").join("Jupyter")),
+            false => data.as_ref().map(|folder| folder.join("jupyter")),
+        }),
+        environment: folders(&["VIRTUAL_ENV", "CONDA_PREFIX"]).into_iter().next(),
+        has_parent: set("JPY_PARENT_PID").is_some(),
+    };
     cli::Environment {
         cuda,
+        jupyter,
         no_color: set("NO_COLOR").is_some(),
         dumb_terminal: var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb"),
         hub: aolab::io::HubConfig::from_env(|name| std::env::var(name).ok()),

@@ -170,19 +170,6 @@ impl Value {
         }
     }
 
-    /// Shown by evcxr when a cell ends with a value: a table as HTML, a figure as SVG, the rest as text.
-    #[expect(clippy::print_stdout, reason = "evcxr's display protocol is standard output")]
-    pub fn evcxr_display(&self) {
-        match self {
-            Value::Table(table) => table.evcxr_display(),
-            Value::Figure(figure) => figure.evcxr_display(),
-            other => {
-                let text = other.to_text(None, false);
-                println!("EVCXR_BEGIN_CONTENT text/plain\n{text}\nEVCXR_END_CONTENT");
-            }
-        }
-    }
-
     /// One JSON document; nothing gives `null`.
     pub fn to_json(&self) -> Json {
         match self {

@@ -15,7 +15,7 @@ use clap::{CommandFactory as _, FromArgMatches as _};
     name = "aolab",
     version,
     args_override_self = true,
-    override_usage = "aolab [OPTIONS] [COMMAND …]\n       aolab [OPTIONS] -c LINES\n       aolab [OPTIONS] run FILE.ao|FILE.md"
+    override_usage = "aolab [OPTIONS] [COMMAND …]\n       aolab [OPTIONS] -c LINES\n       aolab [OPTIONS] run FILE.ao|FILE.md\n       aolab [OPTIONS] jupyter install|uninstall|run"
 )]
 pub(super) struct Arguments {
     /// Run these lines: `aolab -c "load tiny | size"`
@@ -86,6 +86,23 @@ impl Arguments {
         }
         arguments.words = rest;
         Ok(arguments)
+    }
+
+    /// The first word and the others.
+    pub(super) fn first_word(&self) -> Option<(&str, &[String])> {
+        self.words.split_first().map(|(first, rest)| (first.as_str(), rest))
+    }
+
+    /// The flags that say how a session works, as they would be written: a kernelspec keeps them.
+    pub(super) fn flags(&self) -> Vec<String> {
+        let threads = self.threads.map(|threads| ("--threads", threads.to_string()));
+        let isa = self.isa.clone().map(|isa| ("--isa", isa));
+        let device = self.device.clone().map(|device| ("--device", device));
+        let libraries = self.cuda_libraries.as_ref();
+        let libraries = libraries.map(|f| ("--cuda-libraries", f.display().to_string()));
+        let seed = self.seed.map(|seed| ("--seed", seed.to_string()));
+        let flags = [threads, isa, device, libraries, seed].into_iter().flatten();
+        flags.flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
     }
 
     fn with(self, later: Arguments) -> Arguments {

@@ -30,8 +30,21 @@ pub(crate) struct Environment {
     pub(crate) hub: HubConfig,
     /// Where a GPU's libraries and compiled kernels lie.
     pub(crate) cuda: aolab::kernels::cuda::Options,
+    /// Where Jupyter looks for kernels.
+    pub(crate) jupyter: JupyterFolders,
     /// Where the REPL keeps its lines.
     pub(crate) history_file: Option<PathBuf>,
+}
+
+/// Where Jupyter looks for kernels.
+#[derive(Debug)]
+pub(crate) struct JupyterFolders {
+    /// Jupyter's own folder of this user.
+    pub(crate) user: Option<PathBuf>,
+    /// The active Python environment.
+    pub(crate) environment: Option<PathBuf>,
+    /// Jupyter started us and wants us to end when it does.
+    pub(crate) has_parent: bool,
 }
 
 /// Does what the arguments say, and gives the exit code: 2 for usage, 130 for Ctrl-C, 1 for other errors.
@@ -54,11 +67,14 @@ pub(crate) fn main(
     let terminal = Arc::new(Terminal::new(Style::of(&arguments, environment), Arc::clone(&stop)));
     session.set_front_end(Arc::clone(&terminal) as _);
     let asked = arguments.lines.is_some() || !arguments.words.is_empty();
+    let kernel = serves_jupyter(&arguments.words);
     let interactive = !asked && std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
-    let result = catch_ctrl_c(stop, interactive)
+    let result = catch_ctrl_c(stop, interactive || kernel)
         .and_then(|()| prepare(&arguments, &mut session))
         .and_then(|()| {
-            if interactive {
+            if let Some(("jupyter", words)) = arguments.first_word() {
+                jupyter(words, &arguments.flags(), session, &terminal, environment)
+            } else if interactive {
                 crate::repl::run(&mut session, &terminal, environment)
             } else {
                 work(&arguments, &mut session)
@@ -89,7 +105,8 @@ fn ended_by(shown: &clap::Error) -> ExitCode {
     ExitCode::from(u8::try_from(shown.exit_code()).unwrap_or(2))
 }
 
-/// Work stops at the first Ctrl-C as soon as it can, and the program at the second; a REPL never ends so.
+/// Work stops at the first Ctrl-C as soon as it can, and the program at the second; a REPL and a kernel
+/// never end so.
 fn catch_ctrl_c(stop: Arc<AtomicBool>, interactive: bool) -> Result<()> {
     let handler = move || {
         if stop.swap(true, Ordering::Relaxed) && !interactive {
@@ -98,6 +115,25 @@ fn catch_ctrl_c(stop: Arc<AtomicBool>, interactive: bool) -> Result<()> {
     };
     ctrlc::set_handler(handler)
         .map_err(|error| Error::invalid(format!("Ctrl-C cannot be caught: {error}")))
+}
+
+#[cfg(feature = "jupyter")]
+use crate::jupyter::{main as jupyter, serves as serves_jupyter};
+
+#[cfg(not(feature = "jupyter"))]
+fn serves_jupyter(_words: &[String]) -> bool {
+    false
+}
+
+#[cfg(not(feature = "jupyter"))]
+fn jupyter(
+    _words: &[String],
+    _flags: &[String],
+    _session: Session,
+    _terminal: &Terminal,
+    _environment: &Environment,
+) -> Result<()> {
+    Err(Error::usage("this aolab was built without notebooks; build it with --features jupyter"))
 }
 
 fn prepare(arguments: &Arguments, session: &mut Session) -> Result<()> {

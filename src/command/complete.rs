@@ -230,6 +230,17 @@ pub fn usage_hint(source: &str) -> Option<String> {
     (!rest.is_empty()).then(|| rest.to_owned())
 }
 
+/// The help of the command whose word, or one of whose arguments, byte `at` of `source` touches.
+pub fn help_at(source: &str, at: usize) -> Option<String> {
+    let (tokens, _) = lex(source);
+    let touches = |token: &Token| token.span.start <= at && at <= token.span.end;
+    let here = tokens.iter().rposition(|t| t.kind == TokenKind::Word && touches(t))?;
+    let stage = stage_of(&tokens[..=here]);
+    let (command, arguments) = stage.words.split_first()?;
+    let entry = find(command).filter(|_| !stage.comment)?;
+    Some(entry.help_for(arguments))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -281,5 +292,18 @@ mod tests {
         assert_eq!(usage_hint("load"), None);
         assert_eq!(usage_hint("load tiny "), None);
         assert_eq!(usage_hint("nonsense "), None);
+    }
+
+    #[test]
+    fn help_is_that_of_the_command_under_the_cursor() {
+        let line = "base = load tiny | quantize int4-weight-only --group-size 64 # size";
+        let help = |part: &str| help_at(line, line.find(part).expect("in the line") + 1);
+        assert!(help("tiny").is_some_and(|text| text.contains("load")));
+        let quantize = help("quantize").expect("a command");
+        let workflow = help("--group-size").expect("its flag");
+        assert!(workflow.contains("--group-size") && workflow != quantize);
+        assert_eq!(help("base"), None);
+        assert_eq!(help("# size"), None);
+        assert_eq!(help_at("", 0), None);
     }
 }

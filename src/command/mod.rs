@@ -50,7 +50,7 @@ mod train;
 mod undo;
 mod vars;
 
-pub use complete::{Completions, Names, complete, usage_hint};
+pub use complete::{Completions, Names, complete, help_at, usage_hint};
 pub use entry::{Command, Entry, Example, Group, Output};
 pub use pipeline::usage_line;
 pub use reference::{overview, reference_page};

@@ -34,7 +34,6 @@ pub use terminal::sparkline;
 
 use crate::error::{Error, Result, did_you_mean};
 use crate::table::Table;
-use crate::table::evcxr_content;
 use data::Chart;
 
 /// What kind of chart it is.
@@ -219,17 +218,6 @@ impl Figure {
             f64::from(width),
             f64::from(height),
         )?)
-    }
-
-    /// Shows the chart in an evcxr notebook: SVG, and text where there is no HTML.
-    #[expect(clippy::print_stdout, reason = "evcxr reads what a cell shows from standard output")]
-    pub fn evcxr_display(&self) {
-        let text = self.to_text(80, 20, false);
-        let html = match self.to_svg() {
-            Ok(svg) => svg,
-            Err(error) => format!("<p>{}</p>", crate::table::escape_html(&error.to_string())),
-        };
-        println!("{}", evcxr_content(&[("text/html", html), ("text/plain", text)]));
     }
 }
 

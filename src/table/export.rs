@@ -1,4 +1,4 @@
-//! A table as CSV, HTML and Markdown, and as what a notebook shows.
+//! A table as CSV, HTML and Markdown.
 
 use std::fmt::Write as _;
 
@@ -73,21 +73,6 @@ impl Table {
         }
         out
     }
-
-    /// Shows the table in an evcxr notebook: HTML, and text where there is no HTML.
-    #[expect(clippy::print_stdout, reason = "evcxr reads what a cell shows from standard output")]
-    pub fn evcxr_display(&self) {
-        let parts = [("text/html", self.to_html()), ("text/plain", self.to_text(None, false))];
-        println!("{}", evcxr_content(&parts));
-    }
-}
-
-/// What evcxr takes from standard output as the MIME parts of a cell's result.
-pub(crate) fn evcxr_content(parts: &[(&str, String)]) -> String {
-    let part = |(mime, content): &(&str, String)| {
-        format!("EVCXR_BEGIN_CONTENT {mime}\n{content}\nEVCXR_END_CONTENT")
-    };
-    parts.iter().map(part).collect::<Vec<_>>().join("\n")
 }
 
 /// Text inside HTML or SVG.

@@ -23,7 +23,7 @@ mod text;
 pub mod words;
 
 pub use cell::{Cell, Kind};
-pub(crate) use export::{escape_html, evcxr_content};
+pub(crate) use export::escape_html;
 
 use crate::error::{Error, Result, did_you_mean};
 

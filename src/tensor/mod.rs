@@ -168,12 +168,6 @@ impl Tensor {
             ))),
         }
     }
-
-    /// Printed by evcxr when a cell ends with a tensor.
-    #[expect(clippy::print_stdout, reason = "evcxr's display protocol is standard output")]
-    pub fn evcxr_display(&self) {
-        println!("EVCXR_BEGIN_CONTENT text/plain\n{self:?}\nEVCXR_END_CONTENT");
-    }
 }
 
 impl fmt::Debug for Tensor {
