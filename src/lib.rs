@@ -63,6 +63,8 @@ pub mod value;
 
 pub use aolab_kernels as kernels;
 pub use error::{Error, Result};
+/// Configurations and the descriptions of weights are its values.
+pub use serde_json;
 pub use session::Session;
 pub use tensor::{DType, Tensor};
 pub use value::{Kind, Value};
