@@ -5,10 +5,13 @@
 //!
 //! ```text
 //! repl · cli                       front ends: read a line, show a Value; only they print
+//! sweep                            one pipeline with many settings, here or on a cluster
+//! report · dashboard               a session as one page; the run store, live
 //! command                          one file a command: a clap::Args struct and run()
 //! session · language               models, variables, history, undo; pipes checked before they run
+//! store                            every measured number with where it came from (SQLite)
 //! quantization                     the workflows: one folder each, readable alone
-//! compare · eval · bench · generate · plot · table · display     what a result is and how it is shown
+//! compare · inspect · eval · bench · generate · plot · table · display     what a result is and how it is shown
 //! model · data · io                Llama-family models; tokenizers, texts; safetensors, GGUF, folders
 //! autograd                         a tape over tensors: gradients
 //! tensor                           one owned tensor type, dtype known at run time
@@ -42,6 +45,7 @@ pub mod autograd;
 pub mod bench;
 pub mod command;
 pub mod compare;
+pub mod dashboard;
 pub mod data;
 pub mod display;
 pub mod error;
@@ -53,9 +57,12 @@ pub mod language;
 pub mod model;
 pub mod plot;
 pub mod quantization;
+pub mod report;
 pub mod rng;
 pub mod session;
+pub mod store;
 pub mod summary;
+pub mod sweep;
 pub mod table;
 pub mod tensor;
 pub mod training;

@@ -52,6 +52,8 @@ fn environment() -> cli::Environment {
         no_color: set("NO_COLOR").is_some(),
         dumb_terminal: var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb"),
         hub: aolab::io::HubConfig::from_env(|name| std::env::var(name).ok()),
+        runs_file: data.as_ref().map(|folder| folder.join("aolab").join("runs.sqlite")),
+        sessions_folder: data.as_ref().map(|folder| folder.join("aolab").join("sessions")),
         history_file: data.map(|folder| folder.join("aolab").join("history")),
     }
 }

@@ -11,6 +11,8 @@ use aolab::command::COMMANDS;
 fn program(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_aolab"));
     command.current_dir(folder).env_remove("NO_COLOR").args(["--threads", "2"]);
+    // Not the run store of whoever runs the tests.
+    command.env("XDG_DATA_HOME", env!("CARGO_TARGET_TMPDIR"));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

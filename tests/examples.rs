@@ -22,6 +22,7 @@ fn failures(entry: &Entry) -> Vec<String> {
         Command::new(env!("CARGO_BIN_EXE_aolab"))
             .args(["--threads", "2", "-c", line])
             .current_dir(folder.path())
+            .env("XDG_DATA_HOME", folder.path().join("data"))
             .output()
             .expect("the program starts")
     };

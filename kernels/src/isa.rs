@@ -3,6 +3,9 @@
 //! A token such as [`Avx2`] has a private field and is made only after the processor was asked, so
 //! that holding one proves that `#[target_feature]` functions of that level may be called.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::parallel::Threads;
 
 macro_rules! tokens {
@@ -138,6 +141,7 @@ pub struct Cpu {
     isa: Isa,
     threads: Threads,
     compute: Compute,
+    stop: Option<Arc<AtomicBool>>,
 }
 
 impl Cpu {
@@ -149,12 +153,23 @@ impl Cpu {
     /// A chosen instruction set, for tests, benches and `--isa`.
     pub fn with_isa(isa: Isa, threads: Option<usize>) -> Cpu {
         let threads = threads.unwrap_or_else(Threads::available);
-        Cpu { isa, threads: Threads::new(threads), compute: Compute::F32 }
+        Cpu { isa, threads: Threads::new(threads), compute: Compute::F32, stop: None }
     }
 
     /// The same processor and threads with another [`Compute`].
     pub fn with_compute(self, compute: Compute) -> Cpu {
         Cpu { compute, ..self }
+    }
+
+    /// The same processor for work that ends early when `stop` is set. A kernel ends what it has begun; whoever calls many
+    /// of them asks [`Cpu::stopped`] between.
+    pub fn with_stop(self, stop: Option<Arc<AtomicBool>>) -> Cpu {
+        Cpu { stop, ..self }
+    }
+
+    /// Whether somebody wants the work to end.
+    pub fn stopped(&self) -> bool {
+        self.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed))
     }
 
     /// What layers with bf16 weights round their activations to.

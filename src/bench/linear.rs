@@ -12,7 +12,7 @@ use aolab_kernels::machine::Memory;
 use serde::{Deserialize, Serialize};
 
 use super::Times;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Weight;
 use crate::rng::Rng;
 
@@ -74,6 +74,9 @@ pub fn linear(cpu: &Cpu, case: &LinearCase) -> Result<LinearResult> {
     let (mut calls, mut reads) = (Vec::new(), Vec::new());
     let begin = Instant::now();
     while calls.len() < LEAST_ROUNDS || begin.elapsed().as_secs_f64() < case.seconds {
+        if cpu.stopped() {
+            return Err(Error::Cancelled);
+        }
         if let Some((flush, memory)) = &cold {
             stream(cpu, flush);
             reads.push(memory.read(cpu));

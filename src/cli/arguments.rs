@@ -11,6 +11,7 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 ///
 /// Without a command it reads lines: from a terminal with completion and history, else as a script.
 #[derive(Debug, clap::Parser)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 #[command(
     name = "aolab",
     version,
@@ -42,6 +43,15 @@ pub(super) struct Arguments {
     /// A folder with NVRTC and cuBLASLt, where they are neither in a toolkit nor in the active Python environment
     #[arg(long, value_name = "DIR")]
     pub(super) cuda_libraries: Option<std::path::PathBuf>,
+    /// Where measured runs are kept [default: .aolab/runs.sqlite of this folder or one above it, if there is one, else the user's]
+    #[arg(long, value_name = "FILE", conflicts_with = "no_store")]
+    pub(super) store: Option<std::path::PathBuf>,
+    /// Begin with the models and variables that the last session at a prompt held
+    #[arg(long)]
+    pub(super) resume: bool,
+    /// Keep no runs
+    #[arg(long)]
+    pub(super) no_store: bool,
     /// Where random draws start [default: 0]
     #[arg(long, value_name = "N")]
     pub(super) seed: Option<u64>,
@@ -56,8 +66,9 @@ pub(super) struct Arguments {
 }
 
 /// Flags of ours with a value; those without one are `SWITCHES`.
-const OPTIONS: [&str; 5] = ["--threads", "--isa", "--device", "--cuda-libraries", "--seed"];
-const SWITCHES: [&str; 3] = ["--json", "--quiet", "--no-color"];
+const OPTIONS: [&str; 6] =
+    ["--threads", "--isa", "--device", "--cuda-libraries", "--store", "--seed"];
+const SWITCHES: [&str; 5] = ["--json", "--quiet", "--no-color", "--no-store", "--resume"];
 
 impl Arguments {
     /// Reads the command line; help and version are errors too, as clap has it.
@@ -115,6 +126,9 @@ impl Arguments {
             isa: later.isa.or(self.isa),
             device: later.device.or(self.device),
             cuda_libraries: later.cuda_libraries.or(self.cuda_libraries),
+            store: later.store.or(self.store),
+            resume: self.resume | later.resume,
+            no_store: self.no_store | later.no_store,
             seed: later.seed.or(self.seed),
             words: self.words,
         }

@@ -5,7 +5,7 @@ mod terminal;
 
 use std::ffi::OsString;
 use std::io::{IsTerminal as _, Read as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,6 +32,10 @@ pub(crate) struct Environment {
     pub(crate) cuda: aolab::kernels::cuda::Options,
     /// Where Jupyter looks for kernels.
     pub(crate) jupyter: JupyterFolders,
+    /// Where runs are kept that no project keeps.
+    pub(crate) runs_file: Option<PathBuf>,
+    /// Where the REPL keeps what sessions held.
+    pub(crate) sessions_folder: Option<PathBuf>,
     /// Where the REPL keeps its lines.
     pub(crate) history_file: Option<PathBuf>,
 }
@@ -70,7 +74,19 @@ pub(crate) fn main(
     let kernel = serves_jupyter(&arguments.words);
     let interactive = !asked && std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let result = catch_ctrl_c(stop, interactive || kernel)
-        .and_then(|()| prepare(&arguments, &mut session))
+        .and_then(|()| prepare(&arguments, environment, &mut session))
+        .and_then(|()| {
+            if !arguments.resume {
+                return Ok(());
+            }
+            let sessions = environment.sessions_folder.as_deref();
+            match crate::repl::resume(&mut session, &terminal, sessions) {
+                // A person at a prompt can begin anew.
+                Err(error) if interactive => terminal.error(&error),
+                other => other?,
+            }
+            Ok(())
+        })
         .and_then(|()| {
             if let Some(("jupyter", words)) = arguments.first_word() {
                 jupyter(words, &arguments.flags(), session, &terminal, environment)
@@ -136,7 +152,12 @@ fn jupyter(
     Err(Error::usage("this aolab was built without notebooks; build it with --features jupyter"))
 }
 
-fn prepare(arguments: &Arguments, session: &mut Session) -> Result<()> {
+fn prepare(arguments: &Arguments, environment: &Environment, session: &mut Session) -> Result<()> {
+    if !arguments.no_store {
+        let project = || project_store(&std::env::current_dir().ok()?);
+        let path = arguments.store.clone().or_else(project);
+        session.set_store(path.or_else(|| environment.runs_file.clone()).as_deref());
+    }
     if let Some(threads) = arguments.threads {
         session.set_threads(usize::from(threads));
     }
@@ -150,6 +171,12 @@ fn prepare(arguments: &Arguments, session: &mut Session) -> Result<()> {
         session.set_seed(seed);
     }
     Ok(())
+}
+
+/// The run store of the project that `folder` is in: the nearest `.aolab` of it or of a folder above.
+fn project_store(folder: &Path) -> Option<PathBuf> {
+    let mut folders = folder.ancestors().map(|folder| folder.join(".aolab"));
+    Some(folders.find(|folder| folder.is_dir())?.join("runs.sqlite"))
 }
 
 fn work(arguments: &Arguments, session: &mut Session) -> Result<()> {

@@ -250,6 +250,7 @@ impl Command for Bench {
     const GROUP: Group = Group::See;
     const INPUT: &'static [Kind] = &[Kind::Nothing, Kind::Model];
     const OUTPUT: Output = Output::Is(Kind::Table);
+    const MEASURES: bool = true;
     const EXAMPLES: &'static [Example] = &[
         Example {
             line: "load tiny | bench decode --tokens 8",
@@ -292,18 +293,25 @@ impl Command for Bench {
         let table = match self.what {
             What::Decode { context, tokens, kv_cache } => {
                 let model = model?.with_kv_cache(kv_cache.get());
+                session.measures(&model, &[1]);
                 let config = DecodeConfig { context, tokens };
                 decode(&model, &cpu, &config, progress)?.table(&model.name)?
             }
             What::Prefill { tokens, repeats } => {
                 let model = model?;
+                session.measures(&model, &[tokens]);
                 let config = PrefillConfig { tokens, repeats };
                 prefill(&model, &cpu, &config, progress)?.table(&model.name)?
             }
             What::Quantize { .. } | What::Anchors { .. } => {
                 return Err(Error::usage("this bench runs on a GPU; add --device cuda"));
             }
-            What::Machine { seconds } => ceilings(&cpu, checked(seconds)?)?,
+            What::Machine { seconds } => {
+                let table = ceilings(&cpu, checked(seconds)?)?;
+                // Ceilings that were cut short are none.
+                session.check()?;
+                table
+            }
             What::Linear { shape, m, format, group_size, warm, seconds } => {
                 let cases = Cases { m, format, group_size, warm, seconds: checked(seconds)? };
                 cases.run(&cpu, &shapes(&shape)?, progress)?
@@ -314,18 +322,20 @@ impl Command for Bench {
 }
 
 /// The same benches on the session's GPU.
-fn on_gpu(session: &Session, what: What, model: Result<Model>) -> Result<Table> {
-    let device = cuda::need_device(session.device())?;
+fn on_gpu(session: &mut Session, what: What, model: Result<Model>) -> Result<Table> {
+    let device = &cuda::need_device(session.device())?.clone();
     let cpu = session.cpu().clone();
     let task = session.task("timing");
     let progress = &mut |done, total| task.progress(done, total);
     match what {
         What::Decode { context, tokens, kv_cache } => {
             let model = session.placed(model?.with_kv_cache(kv_cache.get()))?;
+            session.measures(&model, &[1]);
             cuda::decode(&model, &cpu, &cuda::measure_ceilings(device)?, (context, tokens))
         }
         What::Prefill { tokens, repeats } => {
             let model = session.placed(model?)?;
+            session.measures(&model, &[tokens]);
             cuda::prefill(&model, &cpu, &cuda::measure_ceilings(device)?, (tokens, repeats))
         }
         What::Linear { shape, m, format, group_size, .. } => {

@@ -38,6 +38,11 @@ impl Names {
         Names { variables, layers, columns }
     }
 
+    /// The names of a session whose latest model has these layers.
+    pub fn with_layers(layers: Vec<String>) -> Names {
+        Names { layers, ..Names::default() }
+    }
+
     /// Whether there is a variable called `name`.
     pub fn has_variable(&self, name: &str) -> bool {
         self.variables.iter().any(|(known, _)| known == name)

@@ -76,7 +76,7 @@ impl Command for Distribution {
             return distribution(&base, &model, &config).map(Value::from);
         }
         let model = session.placed(model)?;
-        let (text, eval) = self.text.read()?;
+        let (text, eval) = self.text.read(session)?;
         let cpu = session.cpu().clone();
         let task = session.task("reading");
         let progress = &mut |done, total| task.progress(done, total);

@@ -23,6 +23,8 @@ pub trait Command: clap::Args + std::fmt::Debug + 'static {
     const CHANGES_VARIABLES: bool = false;
     /// Whether it belongs into a script that does the session again.
     const REPLAYS: bool = true;
+    /// Whether its table is a measurement, which the run store keeps.
+    const MEASURES: bool = false;
 
     /// Does it. `input` has one of the kinds of [`Command::INPUT`].
     fn run(self, session: &mut Session, input: Value) -> Result<Value>;
@@ -102,6 +104,7 @@ pub struct Entry {
     pub examples: &'static [Example],
     pub(super) changes_variables: bool,
     pub(super) replays: bool,
+    pub(super) measures: bool,
     augment: fn(clap::Command) -> clap::Command,
     read: fn(&clap::ArgMatches) -> Result<Box<dyn Ready>, clap::Error>,
 }
@@ -117,6 +120,7 @@ impl Entry {
             examples: C::EXAMPLES,
             changes_variables: C::CHANGES_VARIABLES,
             replays: C::REPLAYS,
+            measures: C::MEASURES,
             augment: C::augment_args,
             read: |matches| Ok(Box::new(C::from_arg_matches(matches)?)),
         }

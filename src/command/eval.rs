@@ -7,6 +7,7 @@ use super::{Command, Example, Group, Output};
 use crate::data::texts;
 use crate::error::Result;
 use crate::eval::{self, Convention, EvalConfig};
+use crate::model::Model;
 use crate::session::Session;
 use crate::value::{Kind, Value};
 
@@ -71,13 +72,21 @@ pub(super) struct TextArgs {
 }
 
 impl TextArgs {
-    pub(super) fn read(&self) -> Result<(String, EvalConfig)> {
+    pub(super) fn read(&self, session: &mut Session) -> Result<(String, EvalConfig)> {
         let config = EvalConfig {
             convention: self.convention,
             context: self.context,
             windows: self.windows,
         };
-        Ok((texts::read(&self.text)?, config))
+        let text = texts::read(&self.text)?;
+        session.reads(&self.name(), text.as_bytes());
+        session.touches(&self.text);
+        Ok((text, config))
+    }
+
+    /// How many rows a layer multiplies at once.
+    pub(super) fn rows(&self, model: &Model) -> usize {
+        self.context.unwrap_or(512.min(model.config.max_position_embeddings))
     }
 
     fn name(&self) -> String {
@@ -90,6 +99,7 @@ impl Command for Eval {
     const GROUP: Group = Group::See;
     const INPUT: &'static [Kind] = &[Kind::Model];
     const OUTPUT: Output = Output::Is(Kind::Table);
+    const MEASURES: bool = true;
     const EXAMPLES: &'static [Example] = &[
         Example {
             line: "load tiny | eval perplexity --windows 4",
@@ -131,27 +141,37 @@ impl Command for Eval {
         let table = match &self.measure {
             Measure::Perplexity { text, kv_cache } => {
                 let model = model.with_kv_cache(kv_cache.get());
-                let (words, config) = text.read()?;
+                // A quantized cache is read token by token.
+                let rows = if model.kv_cache.is_quantized() { 1 } else { text.rows(&model) };
+                session.measures(&model, &[rows]);
+                let (words, config) = text.read(session)?;
                 eval::perplexity(&model, &cpu, &words, &config, progress)?
                     .table(&model.name, &text.name())?
             }
             Measure::KvCache { formats, text } => {
                 let formats: Vec<_> = formats.iter().map(|format| format.get()).collect();
-                let (words, mut config) = text.read()?;
+                session.measures(&model, &[1]);
+                let (words, mut config) = text.read(session)?;
                 // Reading token by token takes its time.
                 config.windows = config.windows.or(Some(8));
                 let named = (words.as_str(), &*text.name());
                 eval::kv_cache(&model, &formats, &cpu, named, &config, progress)?
             }
             Measure::Kl { base, text } => {
-                let base = session.placed(session.model_called(base)?)?;
-                let (words, config) = text.read()?;
+                let base = session.model_called(base)?;
+                let base = session.placed(base)?;
+                session.measures(&model, &[text.rows(&model)]);
+                session.compares_with(&base);
+                let (words, config) = text.read(session)?;
                 let found = eval::kl(&base, &[&model], &cpu, &words, &config, progress)?;
                 found[0].table(&model.name, &base.name, &text.name())?
             }
             Measure::Sqnr { base, text } => {
-                let base = session.placed(session.model_called(base)?)?;
-                let (words, mut config) = text.read()?;
+                let base = session.model_called(base)?;
+                let base = session.placed(base)?;
+                session.measures(&model, &[text.rows(&model)]);
+                session.compares_with(&base);
+                let (words, mut config) = text.read(session)?;
                 // Signal-to-noise settles within a few thousand tokens.
                 config.windows = config.windows.or(Some(8));
                 eval::sqnr(&base, &model, &cpu, &words, &config, progress)?

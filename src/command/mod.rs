@@ -25,30 +25,41 @@ mod bench;
 mod cache;
 mod calibrate;
 mod compare;
+mod dashboard;
 mod distribution;
 mod echo;
 mod eval;
 mod generate;
 mod help;
 mod history;
+mod info;
 mod load;
 mod mix;
 mod outliers;
+mod pareto;
 mod plot;
+mod profile;
 mod quantize;
 mod quit;
 mod recipe_words;
 mod redo;
+mod report;
+mod roofline;
 mod run;
+mod runs;
 mod save;
 mod script;
 mod set;
+mod shapes;
 mod show;
 mod size;
 mod spinquant;
+mod stats;
+mod sweep;
 mod train;
 mod undo;
 mod vars;
+mod watch;
 
 pub use complete::{Completions, Names, complete, help_at, usage_hint};
 pub use entry::{Command, Entry, Example, Group, Output};
@@ -69,13 +80,24 @@ pub static COMMANDS: &[Entry] = &[
     Entry::of::<outliers::Outliers>(),
     Entry::of::<bench::Bench>(),
     Entry::of::<generate::Generate>(),
+    Entry::of::<shapes::Shapes>(),
+    Entry::of::<stats::Stats>(),
+    Entry::of::<profile::ProfileArgs>(),
+    Entry::of::<roofline::Roofline>(),
     Entry::of::<plot::Plot>(),
+    Entry::of::<sweep::Sweeping>(),
+    Entry::of::<pareto::Pareto>(),
+    Entry::of::<runs::Runs>(),
+    Entry::of::<report::Report>(),
+    Entry::of::<dashboard::Dashboard>(),
     Entry::of::<save::Save>(),
     Entry::of::<vars::Vars>(),
     Entry::of::<undo::Undo>(),
     Entry::of::<redo::Redo>(),
     Entry::of::<history::History>(),
     Entry::of::<run::Run>(),
+    Entry::of::<watch::Watch>(),
+    Entry::of::<info::Info>(),
     Entry::of::<set::Set>(),
     Entry::of::<cache::Cache>(),
     Entry::of::<echo::Echo>(),

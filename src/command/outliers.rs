@@ -43,7 +43,7 @@ impl Command for Outliers {
 
     fn run(self, session: &mut Session, input: Value) -> Result<Value> {
         let model = session.placed(input.into_model()?)?;
-        let (text, config) = self.text.read()?;
+        let (text, config) = self.text.read(session)?;
         let cpu = session.cpu().clone();
         let task = session.task("reading");
         let progress = &mut |done, total| task.progress(done, total);

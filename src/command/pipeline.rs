@@ -7,8 +7,8 @@ use super::clap_faults::fault_of;
 use super::entry::{Entry, Output, Ready};
 use super::{COMMANDS, find};
 use crate::error::{Context as _, Error, Result, did_you_mean};
-use crate::language::{Fault, Program, Stage, Statement, parse};
-use crate::session::{HistoryLine, Outcome, Session, Status, unknown_variable};
+use crate::language::{Fault, Program, Stage, Statement, parse, quote};
+use crate::session::{Effect, HistoryLine, Outcome, Session, Status, unknown_variable};
 use crate::table::Table;
 use crate::value::{Kind, Value};
 
@@ -25,6 +25,8 @@ enum Step {
     Command {
         entry: &'static Entry,
         ready: Box<dyn Ready>,
+        /// As it would be typed.
+        words: String,
     },
     /// `CMD --help` anywhere shows that help and runs nothing.
     Help(String),
@@ -49,6 +51,7 @@ impl Session {
                     source: source.trim().to_owned(),
                     status: Status::Failed(error.to_string()),
                     replays: true,
+                    effect: Effect::Nothing,
                 });
             },
         )?;
@@ -69,28 +72,45 @@ impl Session {
         Ok(program)
     }
 
+    /// Says what is wrong with a line, as far as that can be seen before it runs.
+    pub(crate) fn check_line(&self, line: &str) -> Result<()> {
+        self.check_source(line).map(|_| ()).map_err(|fault| fault.into_error(line))
+    }
+
     fn run_statement(&mut self, source: &str, checked: Checked<'_>) -> Result<Value> {
         let Checked { statement, stages, replays } = checked;
         let text = &source[statement.span.clone()];
-        let result = self.run_stages(stages);
+        let begins_with = statement.stages[0].head().text.as_str();
+        self.forget_inputs();
+        let began = Instant::now();
+        let result = self.run_stages(text, stages);
         let status = match &result {
             Ok(_) => Status::Done,
             Err(error) if error.is_cancelled() => Status::Cancelled,
             Err(error) => Status::Failed(error.to_string()),
         };
-        self.remember_line(HistoryLine { source: text.to_owned(), status, replays });
+        let bound = statement.bind.as_ref().map(|word| word.text.as_str());
+        let effect = match &result {
+            Ok((value, _)) => match (self.keep(text, bound, value), begins_with) {
+                (_, "set" | "run" | "cache") => Effect::Setting,
+                (_, "undo") => Effect::Undo,
+                (_, "redo") => Effect::Redo,
+                (effect, _) => effect,
+            },
+            Err(_) => Effect::Nothing,
+        };
+        self.log(text, &result, began.elapsed());
+        self.remember_line(HistoryLine { source: text.to_owned(), status, replays, effect });
         if self.depth == 0 && result.as_ref().is_err_and(Error::is_cancelled) {
             self.clear_cancelled();
         }
         let (value, times) = result?;
-        let bound = statement.bind.as_ref().map(|word| word.text.as_str());
-        self.keep(text, bound, &value);
         let timing = if statement.timed { Some(timing(&times)?) } else { None };
         self.front_end().result(&Outcome { source: text, bound, value: &value, timing });
         Ok(value)
     }
 
-    fn run_stages(&mut self, stages: Vec<Step>) -> Result<(Value, Vec<(String, f64)>)> {
+    fn run_stages(&mut self, line: &str, stages: Vec<Step>) -> Result<(Value, Vec<(String, f64)>)> {
         let mut value = Value::Nothing;
         let mut times = Vec::new();
         let alone = stages.len() == 1;
@@ -99,10 +119,18 @@ impl Session {
             let start = Instant::now();
             let (name, result) = match step {
                 Step::Help(text) => return Ok((Value::Text(text), times)),
-                Step::Variable(name) => (format!("${name}"), self.variable(&name).cloned()),
-                Step::Command { entry, ready } => {
+                Step::Variable(name) => {
+                    self.uses(&format!("${name}"));
+                    (format!("${name}"), self.variable(&name).cloned())
+                }
+                Step::Command { entry, ready, words } => {
                     let input = if i == 0 { self.first_input(entry)? } else { value };
-                    (entry.name.to_owned(), ready.run(self, input))
+                    let began = self.begin_measuring();
+                    let result = ready.run(self, input);
+                    if let (true, Ok(Value::Table(table))) = (entry.measures, &result) {
+                        self.keep_runs(&began, (line, &words), table);
+                    }
+                    (entry.name.to_owned(), result)
                 }
             };
             value = if alone { result? } else { result.within(&name)? };
@@ -111,11 +139,14 @@ impl Session {
         Ok((value, times))
     }
 
-    fn first_input(&self, entry: &Entry) -> Result<Value> {
+    fn first_input(&mut self, entry: &Entry) -> Result<Value> {
         if entry.input.contains(&Kind::Nothing) {
             return Ok(Value::Nothing);
         }
-        self.latest(entry.input).cloned().ok_or_else(|| Error::Usage(no_input(entry)))
+        let latest =
+            self.latest(entry.input).cloned().ok_or_else(|| Error::Usage(no_input(entry)))?;
+        self.uses(&latest.kind().to_string());
+        Ok(latest)
     }
 }
 
@@ -206,7 +237,8 @@ fn check_stage(
     }
     let ready = entry.read(&arguments).map_err(|error| fault_of(&error, entry, stage))?;
     check_input(known, entry, stage, input, first)?;
-    checked.stages.push(Step::Command { entry, ready });
+    let words: Vec<String> = stage.words.iter().map(|word| quote(&word.text)).collect();
+    checked.stages.push(Step::Command { entry, ready, words: words.join(" ") });
     checked.replays &= entry.replays;
     known.all &= !entry.changes_variables;
     Ok(match entry.output {

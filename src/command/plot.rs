@@ -23,6 +23,9 @@ pub(super) struct Plot {
     /// A column whose values split the rows into series
     #[arg(long, value_name = "COLUMN")]
     by: Option<String>,
+    /// A column whose texts stand beside the points of lines and scatter
+    #[arg(long, value_name = "COLUMN")]
+    label: Option<String>,
     /// The title [default: the table's]
     #[arg(long)]
     title: Option<String>,
@@ -75,6 +78,7 @@ impl Command for Plot {
             x: self.x,
             y: self.y,
             by: self.by,
+            label: self.label,
             title: self.title,
             log_x: self.log_x,
             log_y: self.log_y,

@@ -16,8 +16,8 @@ use crate::value::{Kind, Value};
 /// The name says what: DIR is the model in Hugging Face's layout, quantized weights in their packed form, which
 /// `load DIR` reads back bit for bit; NAME.gguf is the model for llama.cpp, if its weights are floats or `quantize gguf` made
 /// them; NAME.csv, .json, .md or .html is the table; NAME.svg or .png is the
-/// figure; NAME.txt is any of them as text; NAME.ao is
-/// what was done in this session, as a script that does it again. At the start of a line the latest model, table
+/// figure; NAME.parquet is the table for data frames; NAME.txt is any of them as text; NAME.ao, .ipynb and .rs are
+/// what was done in this session, as a script, a notebook and a Rust program that do it again. At the start of a line the latest model, table
 /// or figure is taken. Files appear under their name only when they are complete.
 #[derive(Debug, clap::Args)]
 pub(super) struct Save {
@@ -61,6 +61,11 @@ impl Command for Save {
             about: "this session as a script",
             expect: "steps.ao",
         },
+        Example {
+            line: "load tiny; size; save steps.ipynb; run steps.ipynb",
+            about: "as a notebook, which runs here too",
+            expect: "total",
+        },
     ];
 
     fn run(self, session: &mut Session, input: Value) -> Result<Value> {
@@ -84,6 +89,9 @@ impl Command for Save {
         };
         match extension {
             "ao" => write(path, session.script().as_bytes())?,
+            "ipynb" => write(path, session.notebook()?.as_bytes())?,
+            "rs" => write(path, session.rust_program().as_bytes())?,
+            "parquet" => write(path, &latest(&[Kind::Table])?.into_table()?.to_parquet()?)?,
             "csv" | "json" | "md" | "html" => {
                 write(
                     path,
@@ -124,7 +132,7 @@ fn figure_of(value: Value) -> Result<Figure> {
 
 fn endings(kind: Kind) -> &'static str {
     match kind {
-        Kind::Table => "a table goes into NAME.csv, .json, .md, .html or .txt",
+        Kind::Table => "a table goes into NAME.csv, .json, .parquet, .md, .html or .txt",
         Kind::Figure => "a figure goes into NAME.svg or .png",
         Kind::Text => "a text goes into NAME.txt",
         _ => "a model goes into NAME.gguf or a folder, whose name has none of these endings",
@@ -147,7 +155,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     files::write_atomically(path, |out| out.write_all(bytes))
 }
 
-fn save_model(path: &Path, model: &Model, overwrite: bool) -> Result<()> {
+pub(super) fn save_model(path: &Path, model: &Model, overwrite: bool) -> Result<()> {
     with_parts(model, |parts| io::save(parts, path, overwrite))
 }
 

@@ -14,14 +14,18 @@ use crate::value::Value;
 const LARGEST_SCRIPT: u64 = 16 << 20;
 
 impl Session {
-    /// Runs a file: a `.md` document or, by any other name, a script.
+    /// Runs a file: a `.md` document, an `.ipynb` notebook of command cells or, by any other name, a script.
     pub fn run_file(&mut self, path: &Path) -> Result<Value> {
         let bytes = files::read(path, LARGEST_SCRIPT)?;
         let text = String::from_utf8(bytes)
             .map_err(|_| Error::file(path, "wanted a text in UTF-8, got other bytes"))?;
         let name = path.display().to_string();
-        let markdown = path.extension().is_some_and(|extension| extension == "md");
-        if markdown { self.run_markdown(&name, &text) } else { self.run_script(&name, &text) }
+        self.touches(path);
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("md") => self.run_markdown(&name, &text),
+            Some("ipynb") => self.run_script(&name, &cells_of(path, &text)?),
+            _ => self.run_script(&name, &text),
+        }
     }
 
     /// Runs the text of a script. All of it is checked before its first line runs; errors name the line.
@@ -81,6 +85,32 @@ impl Session {
         }
         Ok(last)
     }
+}
+
+/// The command cells of a notebook, one below the other.
+fn cells_of(path: &Path, text: &str) -> Result<String> {
+    let wrong = |words: &str| Error::file(path, format!("not a notebook: {words}"));
+    let notebook: serde_json::Value =
+        serde_json::from_str(text).map_err(|error| wrong(&error.to_string()))?;
+    let cells = notebook["cells"].as_array().ok_or_else(|| wrong("it has no list of cells"))?;
+    let mut script = String::new();
+    for (i, cell) in cells.iter().enumerate().filter(|(_, cell)| cell["cell_type"] == "code") {
+        let source = match &cell["source"] {
+            serde_json::Value::String(text) => text.clone(),
+            serde_json::Value::Array(lines) => {
+                lines.iter().map(|line| line.as_str().unwrap_or_default()).collect()
+            }
+            _ => return Err(wrong(&format!("cell {} has no source", i + 1))),
+        };
+        if source.trim_start().starts_with("%%") {
+            let magic = source.trim_start().lines().next().unwrap_or_default();
+            let words = format!("cell {} is {magic}, which only Jupyter runs", i + 1);
+            return Err(Error::file(path, words));
+        }
+        script.push_str(&source);
+        script.push('\n');
+    }
+    Ok(script)
 }
 
 fn not_shown(place: &str, wanted: &str, shown: &str) -> Error {

@@ -8,7 +8,7 @@ use crate::value::{Kind, Value};
 
 /// List the variables: kind, content and bytes.
 ///
-/// `name = load tiny` binds one, `$name` uses it.
+/// `name = load tiny` binds one, `$name` uses it. One is stale when a file that it was made of has changed since.
 #[derive(Debug, clap::Args)]
 pub(super) struct Vars {}
 
@@ -26,13 +26,22 @@ impl Command for Vars {
     fn run(self, session: &mut Session, _input: Value) -> Result<Value> {
         let mut table =
             Table::new("Variables").column("name").column("kind").column("bytes").column("content");
+        let stale = |name: &str| session.stale(&format!("${name}"));
+        let any = session.variables().keys().any(|name| stale(name).is_some());
+        if any {
+            table = table.column("stale");
+        }
         for (name, value) in session.variables() {
-            table.push([
+            let mut row: Vec<Cell> = vec![
                 format!("${name}").into(),
                 value.kind().to_string().into(),
                 value.nbytes().map_or(Cell::Missing, Cell::bytes),
                 value.summary().into(),
-            ])?;
+            ];
+            if any {
+                row.push(stale(name).into());
+            }
+            table.push(row)?;
         }
         if table.is_empty() {
             table.note("there is none yet; `base = load tiny` binds one");

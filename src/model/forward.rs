@@ -170,6 +170,9 @@ impl Model {
                 context.capacity
             )));
         }
+        if cpu.stopped() {
+            return Err(Error::Cancelled);
+        }
         context.truncate(0);
         let mut s = std::mem::take(&mut context.scratch);
         s.resize(self, m);
@@ -254,6 +257,9 @@ impl Model {
         self.embed(tokens, &mut s.x)?;
         observer.hidden(0, &s.x);
         for (i, layer) in self.layers.iter().enumerate() {
+            if cpu.stopped() {
+                return Err(Error::Cancelled);
+            }
             let mut block = Block { cpu, model: self, layer, index: i, cache: i, m, observer };
             block.attention(&mut s, context).within(format!("model.layers.{i}.self_attn"))?;
             block.feed_forward(&mut s).within(format!("model.layers.{i}.mlp"))?;

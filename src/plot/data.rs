@@ -80,6 +80,8 @@ pub(super) struct Series {
 pub(super) struct Points {
     pub(super) name: String,
     pub(super) points: Vec<(f64, f64)>,
+    /// A text beside each point, or none.
+    pub(super) labels: Vec<String>,
 }
 
 pub(super) fn chart(table: &Table, config: &PlotConfig) -> Result<Chart> {
@@ -267,25 +269,35 @@ fn points(table: &Table, choice: &Choice, config: &PlotConfig) -> Result<Content
         let rows = || (1..=table.len()).map(count).collect();
         (None, choice.x.map_or_else(rows, |x| numbers(table, x)))
     };
+    let beside = match &config.label {
+        Some(name) => labels(table, Some(table.column_index(name)?)),
+        None => Vec::new(),
+    };
     let mut series: Vec<Points> = Vec::new();
     for &index in &choice.y {
         let ys = numbers(table, index);
         let pairs = xs.iter().copied().zip(ys);
         let Some(by) = choice.by else {
-            series
-                .push(Points { name: series_name(table, choice, index), points: pairs.collect() });
+            let name = series_name(table, choice, index);
+            series.push(Points { name, points: pairs.collect(), labels: beside.clone() });
             continue;
         };
         let groups = labels(table, Some(by));
         for group in distinct(&groups) {
-            let of_group = pairs.clone().zip(&groups).filter(|(_, g)| **g == group);
-            series.push(Points { points: of_group.map(|(pair, _)| pair).collect(), name: group });
+            let rows: Vec<usize> = (0..groups.len()).filter(|row| groups[*row] == group).collect();
+            let all: Vec<(f64, f64)> = pairs.clone().collect();
+            let points = rows.iter().map(|row| all[*row]).collect();
+            let labels = rows.iter().filter_map(|row| beside.get(*row).cloned()).collect();
+            series.push(Points { name: group, points, labels });
         }
     }
     if joined {
         for one in &mut series {
             // A point without x has no place in the order and is not drawn either way.
-            one.points.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let mut order: Vec<usize> = (0..one.points.len()).collect();
+            order.sort_by(|a, b| one.points[*a].0.total_cmp(&one.points[*b].0));
+            one.labels = order.iter().filter_map(|i| one.labels.get(*i).cloned()).collect();
+            one.points = order.into_iter().map(|i| one.points[i]).collect();
         }
     }
     Ok(Content::Points { series, joined, names })

@@ -117,6 +117,8 @@ pub struct PlotConfig {
     pub y: Vec<String>,
     /// A column whose values split the rows into series (for a heat map: into its rows).
     pub by: Option<String>,
+    /// A column whose texts stand beside the points (lines, scatter), as far as there is room.
+    pub label: Option<String>,
     /// The title; the table's, if there is none.
     pub title: Option<String>,
     /// Logarithmic x (lines, scatter, histogram).
@@ -140,6 +142,7 @@ impl Default for PlotConfig {
             x: None,
             y: Vec::new(),
             by: None,
+            label: None,
             title: None,
             log_x: false,
             log_y: false,

@@ -1,5 +1,6 @@
 //! The REPL: lines from a terminal, with completion, hints, highlighting and a history that lasts.
 
+mod autosave;
 mod editor;
 mod history;
 
@@ -12,6 +13,8 @@ use rustyline::history::FileHistory;
 use rustyline::{Config, Editor};
 
 use crate::cli::{Environment, Terminal};
+use autosave::Autosave;
+pub(crate) use autosave::resume;
 use editor::LineHelper;
 use history::HistoryFile;
 
@@ -26,6 +29,7 @@ pub(crate) fn run(
     let color = terminal.style().color;
     let mut editor = new_editor(color)?;
     let mut file = HistoryFile::open(environment.history_file.as_deref(), &mut editor, terminal);
+    let mut autosave = Autosave::new(environment.sessions_folder.as_deref());
     welcome(session, terminal);
     loop {
         if let Some(helper) = editor.helper_mut() {
@@ -40,6 +44,7 @@ pub(crate) fn run(
                 if let Err(error) = session.run(line) {
                     terminal.error(&error);
                 }
+                autosave.save(session, terminal);
             }
             // Ctrl-C clears the line.
             Err(ReadlineError::Interrupted) => {}

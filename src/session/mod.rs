@@ -11,11 +11,16 @@
 //! # Ok(()) }
 //! ```
 
+mod export;
 mod history;
+mod inputs;
 mod progress;
+mod provenance;
 mod state;
 
-pub use history::{HistoryLine, Status};
+pub use export::Logged;
+pub use history::{Effect, HistoryLine, Status};
+pub use inputs::Input;
 pub use progress::{FrontEnd, Outcome, Silent, Task};
 
 use std::sync::Arc;
@@ -58,6 +63,12 @@ pub struct Session {
     pub(crate) paused: Option<(String, Calibration)>,
     /// The kernel times that autoquant has measured.
     pub(crate) autoquant_cache: AutoquantCache,
+    /// What statements gave, for reports.
+    logged: Vec<Logged>,
+    /// The files that the statement under way has read, itself or through what it uses.
+    inputs: Vec<Input>,
+    /// Where measured numbers are kept, and what the command under way measures with.
+    pub(crate) records: provenance::Records,
     /// How many scripts are running within one another.
     pub(crate) depth: usize,
 }
@@ -76,20 +87,24 @@ impl Session {
 
     /// An empty session on a chosen processor.
     pub fn with_cpu(cpu: Cpu) -> Session {
+        let cancel: Arc<AtomicBool> = Arc::default();
         Session {
-            cpu,
+            cpu: cpu.with_stop(Some(Arc::clone(&cancel))),
             device: None,
             cuda: cuda::Options::default(),
             seed: 0,
             first_seed: 0,
             timeline: Timeline::default(),
             history: Vec::new(),
-            cancel: Arc::default(),
+            cancel,
             front: Arc::new(Silent),
             hub: None,
             leaving: false,
             paused: None,
             autoquant_cache: AutoquantCache::default(),
+            logged: Vec::new(),
+            inputs: Vec::new(),
+            records: provenance::Records::default(),
             depth: 0,
         }
     }
@@ -99,6 +114,31 @@ impl Session {
         self.hub = Some(hub);
     }
 
+    /// A session beside this one that begins with the same variables, models and settings on so many threads, shows nothing, and
+    /// stops with this one.
+    pub(crate) fn fork(&self, threads: usize) -> Session {
+        let cpu = self.cpu_with(self.cpu.isa(), threads);
+        Session {
+            cpu: cpu.clone(),
+            device: self.device.clone(),
+            cuda: self.cuda.clone(),
+            seed: self.seed,
+            first_seed: self.seed,
+            timeline: self.timeline.present(),
+            cancel: Arc::clone(&self.cancel),
+            hub: self.hub.clone(),
+            records: self.records.fork(),
+            // Its lines are no history of anybody's, and a stop is for the session that it came from to hear.
+            depth: self.depth + 1,
+            ..Session::with_cpu(cpu)
+        }
+    }
+
+    /// Makes `model` the one that commands work on.
+    pub(crate) fn bind_latest(&mut self, model: Model) {
+        self.timeline.now.remember(Value::Model(model));
+    }
+
     /// The processor that kernels run on.
     pub fn cpu(&self) -> &Cpu {
         &self.cpu
@@ -106,7 +146,13 @@ impl Session {
 
     /// Makes kernels run on another number of threads.
     pub fn set_threads(&mut self, threads: usize) {
-        self.cpu = Cpu::with_isa(self.cpu.isa(), Some(threads)).with_compute(self.cpu.compute());
+        self.cpu = self.cpu_with(self.cpu.isa(), threads);
+    }
+
+    /// Another processor with the same settings, which stops where this session does.
+    fn cpu_with(&self, isa: Isa, threads: usize) -> Cpu {
+        let stop = Some(Arc::clone(&self.cancel));
+        Cpu::with_isa(isa, Some(threads)).with_compute(self.cpu.compute()).with_stop(stop)
     }
 
     /// Chooses what layers with bf16 weights round their activations to.
@@ -120,8 +166,7 @@ impl Session {
             let names: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
             Error::usage(format!("this machine has no {name:?}; it has {}", names.join(", ")))
         })?;
-        let threads = Some(self.cpu.threads().count());
-        self.cpu = Cpu::with_isa(isa, threads).with_compute(self.cpu.compute());
+        self.cpu = self.cpu_with(isa, self.cpu.threads().count());
         Ok(())
     }
 
@@ -257,10 +302,17 @@ impl Session {
     }
 
     /// The model called `word`: a variable `$name`, or anything that `load` takes.
-    pub fn model_called(&self, word: &str) -> Result<Model> {
+    pub fn model_called(&mut self, word: &str) -> Result<Model> {
         match word.strip_prefix('$') {
-            Some(name) => self.variable(name)?.clone().into_model(),
-            None => self.load(word),
+            Some(name) => {
+                let model = self.variable(name)?.clone().into_model();
+                self.uses(&format!("${name}"));
+                model
+            }
+            None => {
+                self.touches(std::path::Path::new(word));
+                self.load(word)
+            }
         }
     }
 
@@ -294,18 +346,23 @@ impl Session {
     }
 
     /// Keeps the value of `statement`: as the latest of its kind and, if it has a name, as a variable.
-    pub(crate) fn keep(&mut self, statement: &str, name: Option<&str>, value: &Value) {
+    pub(crate) fn keep(&mut self, statement: &str, name: Option<&str>, value: &Value) -> Effect {
         let current = !matches!(value, Value::Nothing | Value::Text(_));
         if !current && name.is_none() {
-            return;
+            return Effect::Nothing;
         }
         self.timeline.advance(statement);
+        let inputs = std::mem::take(&mut self.inputs);
         if current {
             self.timeline.now.remember(value.clone());
+            self.timeline.now.set_inputs(&value.kind().to_string(), inputs.clone());
         }
         if let Some(name) = name {
             self.timeline.now.variables.insert(name.to_owned(), value.clone());
+            self.timeline.now.set_inputs(&format!("${name}"), inputs);
         }
+        let stays = name.is_some() || matches!(value, Value::Model(_) | Value::Tensor(_));
+        if stays { Effect::State } else { Effect::Result }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use indexmap::IndexMap;
 
+use super::Input;
 use crate::value::{Kind, Value};
 
 /// Steps that `undo` can go back. Each keeps its models in memory, shared with the present where they are equal.
@@ -12,11 +13,26 @@ pub(super) struct State {
     pub(super) variables: IndexMap<String, Value>,
     /// The latest value of each kind, the most recent last.
     latest: Vec<Value>,
+    /// The files that a value was made of, by `$name` of a variable or the kind of a latest value.
+    inputs: IndexMap<String, Vec<Input>>,
 }
 
 impl State {
     pub(super) fn latest(&self, kinds: &[Kind]) -> Option<&Value> {
         self.latest.iter().rev().find(|value| kinds.contains(&value.kind()))
+    }
+
+    /// The files that the value called `what` was made of.
+    pub(super) fn inputs(&self, what: &str) -> &[Input] {
+        self.inputs.get(what).map_or(&[], Vec::as_slice)
+    }
+
+    pub(super) fn set_inputs(&mut self, what: &str, inputs: Vec<Input>) {
+        if inputs.is_empty() {
+            self.inputs.shift_remove(what);
+        } else {
+            self.inputs.insert(what.to_owned(), inputs);
+        }
     }
 
     pub(super) fn remember(&mut self, value: Value) {
@@ -41,6 +57,11 @@ pub(super) struct Timeline {
 }
 
 impl Timeline {
+    /// The present alone.
+    pub(super) fn present(&self) -> Timeline {
+        Timeline { now: self.now.clone(), ..Timeline::default() }
+    }
+
     /// Keeps the present as a step to come back to, before `statement` changes it.
     pub(super) fn advance(&mut self, statement: &str) {
         self.past.push(Step { statement: statement.to_owned(), state: self.now.clone() });

@@ -18,6 +18,7 @@ mod cell;
 mod export;
 mod json;
 pub mod number;
+mod parquet;
 mod select;
 mod text;
 pub mod words;

@@ -70,7 +70,7 @@ impl Memory {
 /// Bytes read from memory, in GB/s (10⁹ bytes): 256 MiB summed once a round, nothing written.
 pub fn read_bandwidth(cpu: &Cpu, seconds: f64) -> f64 {
     let memory = Memory::new(cpu, STREAMED_NBYTES);
-    let time = best(seconds, || {
+    let time = best(cpu, seconds, || {
         memory.read(cpu);
     });
     memory.nbytes() as f64 / time * 1e-9
@@ -81,7 +81,7 @@ pub fn copy_bandwidth(cpu: &Cpu, seconds: f64) -> f64 {
     let from: Vec<u64> = (0..STREAMED_NBYTES as u64 / 16).collect();
     let mut to = vec![1_u64; from.len()];
     let share = cpu.threads().share(to.len(), PART);
-    let time = best(seconds, || {
+    let time = best(cpu, seconds, || {
         cpu.threads().chunks_mut(&mut to, share, |i, to| {
             to.copy_from_slice(&from[i * share..][..to.len()]);
         });
@@ -152,11 +152,11 @@ pub fn loop_start_us(cpu: &Cpu) -> f64 {
     times[times.len() / 2] * 1e6
 }
 
-/// The shortest time of a round, measured for `seconds`.
-fn best(seconds: f64, mut round: impl FnMut()) -> f64 {
+/// The shortest time of a round, measured for `seconds` or until the work is stopped.
+fn best(cpu: &Cpu, seconds: f64, mut round: impl FnMut()) -> f64 {
     let begin = Instant::now();
     let mut best = f64::INFINITY;
-    while best.is_infinite() || begin.elapsed().as_secs_f64() < seconds {
+    while best.is_infinite() || (begin.elapsed().as_secs_f64() < seconds && !cpu.stopped()) {
         let start = Instant::now();
         round();
         best = best.min(start.elapsed().as_secs_f64());
@@ -168,7 +168,7 @@ fn best(seconds: f64, mut round: impl FnMut()) -> f64 {
 fn peak(cpu: &Cpu, seconds: f64, work: impl Fn() -> u64 + Sync) -> f64 {
     let parts = PARTS * cpu.threads().count();
     let operations = work() as f64 * parts as f64;
-    let time = best(seconds, || {
+    let time = best(cpu, seconds, || {
         cpu.threads().run(parts, |_| {
             black_box(work());
         });

@@ -4,7 +4,7 @@ use super::{Anchor, Area, Scene, Shape, TEXT_SIZE, axis_name, widest};
 use crate::plot::axis::Axis;
 use crate::plot::bins::Bins;
 use crate::plot::data::{Chart, Points, count};
-use crate::plot::font::fit;
+use crate::plot::font::{fit, text_width};
 
 impl Scene {
     pub(super) fn points(
@@ -28,6 +28,7 @@ impl Scene {
         let y = Axis::holding(points().map(|p| p.1), &chart.y, 6);
         let plot = self.frame(chart, &x, &y, area);
         self.marks(chart, &x, plot);
+        let mut taken: Vec<Area> = Vec::new();
         for (s, one) in series.iter().enumerate() {
             let color = self.colors.series(s);
             let places: Vec<Option<(f64, f64)>> = one
@@ -47,8 +48,36 @@ impl Scene {
                 (false, true) => 2.5,
                 (_, false) => 4.0,
             };
-            for center in places.into_iter().flatten() {
-                self.shapes.push(Shape::Circle { center, radius, color });
+            for center in places.iter().flatten() {
+                self.shapes.push(Shape::Circle { center: *center, radius, color });
+            }
+            for (label, center) in one.labels.iter().zip(places) {
+                if let Some(center) = center {
+                    self.label(label, center, plot, &mut taken);
+                }
+            }
+        }
+    }
+
+    /// A point's text, right of it or else left, where no other text stands; else nowhere.
+    fn label(&mut self, label: &str, (x, y): (f64, f64), plot: Area, taken: &mut Vec<Area>) {
+        let label = fit(label, TEXT_SIZE, 180.0);
+        let width = text_width(&label, TEXT_SIZE);
+        for (left, anchor) in [(x + 8.0, Anchor::Left), (x - 8.0 - width, Anchor::Right)] {
+            let place = Area { left, top: y - 8.0, right: left + width, bottom: y + 8.0 };
+            let inside = place.left >= plot.left && place.right <= plot.right + 8.0;
+            let meets = |other: &Area| {
+                other.left < place.right
+                    && place.left < other.right
+                    && other.top < place.bottom
+                    && place.top < other.bottom
+            };
+            if inside && !taken.iter().any(meets) {
+                taken.push(place);
+                let at = if anchor == Anchor::Left { x + 8.0 } else { x - 8.0 };
+                let ink = self.colors.ink;
+                self.text((at, y), label, ink, anchor);
+                return;
             }
         }
     }

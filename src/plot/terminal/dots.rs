@@ -60,13 +60,20 @@ pub(super) fn dots(
         let few = one.points.len() * if joined { 4 } else { 1 } <= canvas.columns;
         let has_marks = few || series.len() > 1;
         let every = if joined { (one.points.len() * 8 / canvas.columns).max(1) } else { 1 };
-        for (i, place) in places.into_iter().enumerate() {
+        for (i, place) in places.iter().copied().enumerate() {
             match place {
                 Some(place) if has_marks && i % every == 0 => {
                     canvas.mark(place, palette::mark(s), s);
                 }
                 Some(place) => canvas.dot(place, s),
                 None => {}
+            }
+        }
+    }
+    for (s, one) in series.iter().enumerate() {
+        for (label, (px, py)) in one.labels.iter().zip(&one.points) {
+            if let (Some(px), Some(py)) = (x.fraction(*px), y.fraction(*py)) {
+                canvas.label((px, py), label, s);
             }
         }
     }
@@ -174,6 +181,30 @@ impl Canvas {
         let spot = self.spot(at);
         spot.mark = Some(mark);
         spot.series = series;
+    }
+
+    /// A text right of a place or else left, where nothing else is drawn; else nowhere.
+    fn label(&mut self, place: (f64, f64), label: &str, series: usize) {
+        let at = self.dot_at(place);
+        let (column, line) = (at.0 / 2, at.1 / 4);
+        let text = shorten_middle(label, 24);
+        // A wide character would need two places.
+        if width(&text) != text.chars().count() {
+            return;
+        }
+        let long = text.chars().count();
+        let free = |from: usize| {
+            let spots =
+                self.spots.get(line * self.columns + from..line * self.columns + from + long);
+            from + long <= self.columns
+                && spots.is_some_and(|spots| spots.iter().all(|s| s.dots == 0 && s.mark.is_none()))
+        };
+        let right = Some(column + 2).filter(|from| free(*from));
+        let left = || column.checked_sub(long + 1).filter(|from| free(*from));
+        let Some(from) = right.or_else(left) else { return };
+        for (i, mark) in text.chars().enumerate() {
+            self.spots[line * self.columns + from + i] = Spot { dots: 0, mark: Some(mark), series };
+        }
     }
 
     /// A straight line, as many steps as it is dots long.
