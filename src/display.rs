@@ -6,9 +6,13 @@
 
 use std::fmt::Write as _;
 
+use crate::bench::{DecodeResult, PrefillResult};
 use crate::error::Result;
+use crate::eval::{KlResult, PerplexityResult, SqnrResult};
+use crate::generate::Generated;
 use crate::model::Model;
 use crate::plot::Figure;
+use crate::quantization::QuantizeReport;
 use crate::session::Session;
 use crate::summary;
 use crate::table::{Cell, Table, escape_html, number};
@@ -92,6 +96,41 @@ pub fn session_parts(session: &Session) -> Vec<Part> {
     table_parts(&table)
 }
 
+fn perplexity_parts(result: &PerplexityResult) -> Vec<Part> {
+    report_parts(result.table("model", "text"))
+}
+
+fn kl_parts(result: &KlResult) -> Vec<Part> {
+    report_parts(result.table("model", "baseline", "text"))
+}
+
+fn sqnr_parts(result: &SqnrResult) -> Vec<Part> {
+    report_parts(result.table("model", "baseline"))
+}
+
+fn decode_parts(result: &DecodeResult) -> Vec<Part> {
+    report_parts(result.table("model"))
+}
+
+fn prefill_parts(result: &PrefillResult) -> Vec<Part> {
+    report_parts(result.table("model"))
+}
+
+fn quantize_parts(report: &QuantizeReport) -> Vec<Part> {
+    report_parts(report.table())
+}
+
+fn generated_parts(generated: &Generated) -> Vec<Part> {
+    vec![Part::plain(generated.text.clone())]
+}
+
+fn report_parts(table: Result<Table>) -> Vec<Part> {
+    match table {
+        Ok(table) => table_parts(&table),
+        Err(error) => vec![Part::plain(error.to_string())],
+    }
+}
+
 /// The parts as evcxr takes them from standard output.
 pub fn evcxr_content(parts: &[Part]) -> String {
     let framed = parts.iter().map(|Part { mime, content }| {
@@ -121,7 +160,9 @@ macro_rules! evcxr_display {
 
 evcxr_display!(
     Value => parts, Table => table_parts, Figure => figure_parts, Model => model_parts,
-    Tensor => tensor_parts, Session => session_parts
+    Tensor => tensor_parts, Session => session_parts, PerplexityResult => perplexity_parts, KlResult => kl_parts,
+    SqnrResult => sqnr_parts, DecodeResult => decode_parts, PrefillResult => prefill_parts,
+    QuantizeReport => quantize_parts, Generated => generated_parts
 );
 
 /// Nested `<details>`: the model, its blocks, the parts of each. Blocks that are alike are one.
@@ -205,7 +246,7 @@ mod tests {
     #[test]
     fn every_value_shows_as_text_and_richer() {
         let mut lab = Session::new();
-        lab.run("t = load tiny | size; f = plot $t; m = load tiny").expect("three values");
+        lab.run("t = load tiny | size; f = $t | plot; m = load tiny").expect("three values");
         let cases = [("t", "text/html"), ("f", "image/svg+xml"), ("m", "text/html")];
         for (name, rich) in cases {
             let parts = parts(lab.variable(name).expect("bound"));

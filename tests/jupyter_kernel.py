@@ -3,6 +3,7 @@
 Each check is a function; all run in one kernel, in order. A failed assertion ends the program.
 """
 
+import glob
 import os
 import statistics
 import subprocess
@@ -15,6 +16,7 @@ import zmq
 from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from nbconvert import HTMLExporter
 
 
 def outputs(client, message):
@@ -180,6 +182,21 @@ def notebooks_run_and_fail_as_they_should(name):
         raise AssertionError("a wrong line must fail the notebook")
 
 
+def our_notebooks_run(name):
+    """Those of ours whose cells are aolab's lines, from the first cell to the last, and as HTML."""
+    found = 0
+    for path in sorted(glob.glob(os.path.join(os.path.dirname(__file__), "..", "notebooks", "*.ipynb"))):
+        notebook = nbformat.read(path, as_version=4)
+        if notebook.metadata.kernelspec.name != "aolab":
+            continue
+        found += 1
+        NotebookClient(notebook, kernel_name=name, timeout=300, iopub_timeout=60).execute()
+        html, _ = HTMLExporter().from_notebook_node(notebook)
+        assert "image/svg+xml" in html and "aolab-model" in html, path
+        print(f"  {os.path.basename(path)} runs, and as HTML has {len(html) // 1024} KiB")
+    assert found, "no notebook of command cells"
+
+
 def main(aolab):
     name = "aolab-test"
     folder = os.environ["JUPYTER_DATA_DIR"]
@@ -204,6 +221,7 @@ def main(aolab):
     client.stop_channels()
     manager.shutdown_kernel()
     notebooks_run_and_fail_as_they_should(name)
+    our_notebooks_run(name)
     subprocess.run([aolab, "jupyter", "uninstall", "--name", name], check=True)
     assert not os.path.exists(os.path.join(folder, "kernels", name))
     print("the kernel does what a Jupyter client asks")

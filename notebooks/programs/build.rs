@@ -1,4 +1,5 @@
 //! Writes each notebook as a function: its cells joined, the values that it shows shown by `evcxr_display`.
+#![allow(clippy::disallowed_methods, reason = "cargo tells a build script by the environment")]
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
