@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use aolab::data::Tokenizer;
+use aolab::io::pytorch::TorchFile;
 use aolab::io::safetensors::SafetensorsFile;
 use aolab::io::{self, LoadOptions};
 use aolab::kernels::ggml::BlockType;
@@ -143,6 +144,24 @@ fn damaged_safetensors_are_read_or_refused_as_the_formats_own_library_does() {
         }
         let _ = read_safetensors(&path);
     });
+}
+
+#[test]
+fn damaged_files_of_pytorch_are_read_or_refused() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let path = dir.path().join("damaged.pt");
+    for name in ["checkpoint.pt", "views.pt", "legacy.pt", "dtypes.pt", "evil.pt"] {
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pytorch").join(name);
+        let valid = fs::read(fixture).expect("a fixture");
+        try_damaged(1000, &valid, valid.len(), |bytes| {
+            fs::write(&path, bytes).expect("a small file");
+            let Ok(file) = TorchFile::open(&path) else { return };
+            for tensor in file.names().filter_map(|name| file.tensor(name).ok()) {
+                assert_eq!(tensor.nbytes(), tensor.bytes().len());
+            }
+            file.table().expect("a table of what was read");
+        });
+    }
 }
 
 #[test]

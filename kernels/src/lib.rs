@@ -42,6 +42,8 @@ pub mod isa;
 pub mod kv_cache;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
+#[cfg(feature = "torch")]
+pub mod libtorch;
 pub mod logits;
 pub mod lut_linear;
 pub mod machine;

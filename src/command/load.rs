@@ -8,7 +8,9 @@ use crate::value::{Kind, Value};
 /// Load a model: the built-in one, a folder, a file, or from Hugging Face.
 ///
 /// `tiny` is a small language model inside the program; it needs no network. A folder holds config.json,
-/// model.safetensors (or shards with an index) and tokenizer.json; a file is .safetensors or .gguf.
+/// model.safetensors (or shards with an index, or PyTorch's
+/// pytorch_model.bin or model.pt) and tokenizer.json; a file is .safetensors, .gguf, or one of PyTorch's (.pt, .pth, .bin), whose
+/// pickle is read without running anything; config.json lies beside it.
 /// `hf:ORG/NAME` fetches a folder once and keeps it in Hugging Face's cache; HF_HOME, HF_TOKEN, HF_ENDPOINT,
 /// HF_HUB_OFFLINE and SSL_CERT_FILE are heeded, and a download that broke off goes on where it ended.
 #[derive(Debug, clap::Args)]

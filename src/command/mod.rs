@@ -56,6 +56,7 @@ mod size;
 mod spinquant;
 mod stats;
 mod sweep;
+mod tensors;
 mod train;
 mod undo;
 mod vars;
@@ -74,6 +75,7 @@ pub static COMMANDS: &[Entry] = &[
     Entry::of::<train::Train>(),
     Entry::of::<show::Show>(),
     Entry::of::<size::Size>(),
+    Entry::of::<tensors::Tensors>(),
     Entry::of::<eval::Eval>(),
     Entry::of::<compare::Compare>(),
     Entry::of::<distribution::Distribution>(),

@@ -316,7 +316,7 @@ fn model_named_first(known: &Known, stage: &Stage) -> Option<(Stage, Stage)> {
 fn names_a_model(word: &str) -> bool {
     word == "tiny"
         || word.starts_with("hf:")
-        || word.ends_with(".gguf")
+        || [".gguf", ".pt", ".pth", ".bin"].iter().any(|ending| word.ends_with(ending))
         || word.ends_with(".safetensors")
         || (word.contains('/') && !word.contains(char::is_whitespace) && !word.starts_with('-'))
 }

@@ -1,21 +1,24 @@
 //! `save`
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::{Command, Example, Group, Output};
-use crate::error::{Error, Result};
+use crate::error::{Context as _, Error, Result};
 use crate::io::{self, files};
-use crate::model::Model;
+use crate::model::{Model, Weight};
 use crate::plot::{Figure, PlotConfig, figure};
 use crate::session::Session;
 use crate::table::Table;
+use crate::tensor::Tensor;
 use crate::value::{Kind, Value};
 
 /// Save a model as a folder, a table, or the session as a script.
 ///
 /// The name says what: DIR is the model in Hugging Face's layout, quantized weights in their packed form, which
 /// `load DIR` reads back bit for bit; NAME.gguf is the model for llama.cpp, if its weights are floats or `quantize gguf` made
-/// them; NAME.csv, .json, .md or .html is the table; NAME.svg or .png is the
+/// them; NAME.pt is a state dict that `torch.load(weights_only=True)` reads, quantized weights as the numbers they stand for;
+/// NAME.csv, .json, .md or .html is the table; NAME.svg or .png is the
 /// figure; NAME.parquet is the table for data frames; NAME.txt is any of them as text; NAME.ao, .ipynb and .rs are
 /// what was done in this session, as a script, a notebook and a Rust program that do it again. At the start of a line the latest model, table
 /// or figure is taken. Files appear under their name only when they are complete.
@@ -45,6 +48,11 @@ impl Command for Save {
             line: "quantize tiny gguf --type Q8_0 | save tiny.gguf; load tiny.gguf | size",
             about: "a file for llama.cpp",
             expect: "Q8_0",
+        },
+        Example {
+            line: "quantize tiny int8-weight-only | save tiny.pt; tensors tiny.pt",
+            about: "a state dict for PyTorch, and what it holds",
+            expect: "model.layers.0.mlp.down_proj.weight",
         },
         Example {
             line: "load tiny | size | save sizes.csv",
@@ -113,6 +121,7 @@ impl Command for Save {
                 let model = latest(&[Kind::Model])?.into_model()?;
                 with_parts(&model, |parts| io::gguf::write(parts, path))?;
             }
+            "pt" | "pth" => save_state_dict(path, &latest(&[Kind::Model])?.into_model()?)?,
             _ => save_model(path, &latest(&[Kind::Model])?.into_model()?, self.overwrite)?,
         }
         session.note(&format!("saved {}", path.display()));
@@ -135,7 +144,9 @@ fn endings(kind: Kind) -> &'static str {
         Kind::Table => "a table goes into NAME.csv, .json, .parquet, .md, .html or .txt",
         Kind::Figure => "a figure goes into NAME.svg or .png",
         Kind::Text => "a text goes into NAME.txt",
-        _ => "a model goes into NAME.gguf or a folder, whose name has none of these endings",
+        _ => {
+            "a model goes into NAME.gguf, NAME.pt or a folder, whose name has none of these endings"
+        }
     }
 }
 
@@ -157,6 +168,30 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 
 pub(super) fn save_model(path: &Path, model: &Model, overwrite: bool) -> Result<()> {
     with_parts(model, |parts| io::save(parts, path, overwrite))
+}
+
+/// Every parameter by the name that PyTorch's users know: a quantized weight as the numbers it stands for, and a tied output
+/// layer by both of its names.
+fn save_state_dict(path: &Path, model: &Model) -> Result<()> {
+    let mut tensors = Vec::new();
+    let mut add = |module: &str, weight: &Arc<dyn Weight>| -> Result<Tensor> {
+        let mut stored = weight.tensors();
+        let dense = weight.meta().is_null() && stored.len() == 1;
+        let tensor = if dense { stored.remove(0).1 } else { weight.dequantize()? };
+        tensors.push((format!("{module}.weight"), tensor.clone()));
+        Ok(tensor)
+    };
+    let embedding = add("model.embed_tokens", &model.embed_tokens)?;
+    let mut rest = model.vectors();
+    for (name, linear) in model.linears() {
+        add(&name, &linear.weight).within(&name)?;
+        rest.extend(linear.bias.map(|bias| (format!("{name}.bias"), bias)));
+    }
+    if model.lm_head.is_none() {
+        rest.push(("lm_head.weight".into(), embedding));
+    }
+    tensors.extend(rest);
+    io::pytorch::write_state_dict(path, &tensors)
 }
 
 fn with_parts<T>(model: &Model, write: impl FnOnce(&io::Parts<'_>) -> T) -> T {

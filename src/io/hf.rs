@@ -1,11 +1,11 @@
-//! Hugging Face folders: config.json, model.safetensors or shards with an index, and the tokenizer's files.
+//! Hugging Face folders: config.json, model.safetensors (or PyTorch's files) or shards with an index, and the tokenizer's files.
 
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value as Json;
 
-use super::parameters::SafetensorsParameters;
+use super::parameters::{FileParameters, TensorFile};
 use super::safetensors::SafetensorsFile;
 use super::{Checkpoint, LoadOptions, file_name, files, wrong_json};
 use crate::data::Tokenizer;
@@ -15,28 +15,41 @@ use crate::model::ModelConfig;
 /// Tokenizers of vocabularies of 256,000 tokens take 35 MB.
 const MAX_TOKENIZER: u64 = 256 << 20;
 
-/// Opens a folder as the hub keeps it and as [`super::save`] writes it.
+/// Where a folder keeps its weights, the first that is there.
+const WEIGHTS: [&str; 5] = [
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "model.pt",
+];
+
+/// Opens a folder as the hub keeps it, as PyTorch's users keep it, and as [`super::save`] writes it.
 pub fn open_folder(dir: &Path, options: &LoadOptions) -> Result<Checkpoint> {
-    let single = dir.join("model.safetensors");
-    let index = dir.join("model.safetensors.index.json");
-    let paths = if single.exists() {
-        vec![single]
-    } else if index.exists() {
-        shards(dir, &index)?
-    } else {
-        return Err(Error::file(
-            dir,
-            "wanted a folder with model.safetensors or model.safetensors.index.json; there is neither",
-        ));
-    };
+    let found = WEIGHTS.iter().map(|name| dir.join(name)).find(|path| path.exists());
+    let path = found.ok_or_else(|| {
+        let wanted = WEIGHTS.join(", ");
+        Error::file(dir, format!("wanted a folder with one of {wanted}; it holds neither of them"))
+    })?;
+    let is_index = path.extension().is_some_and(|extension| extension == "json");
+    let paths = if is_index { shards(dir, &path)? } else { vec![path] };
     open_files(file_name(dir), dir, &paths, options)
 }
 
-/// Opens one .safetensors file; its config.json and tokenizer lie beside it.
+/// Opens one .safetensors, .pt, .pth or .bin file; its config.json and tokenizer lie beside it.
 pub fn open_file(path: &Path, options: &LoadOptions) -> Result<Checkpoint> {
-    let dir = path.parent().unwrap_or(Path::new("."));
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    open_files(name, dir, &[path.to_path_buf()], options)
+    // What the file is, is checked first: a damaged one is not mended by a configuration.
+    let file = TensorFile::open(path)?;
+    if !dir.join("config.json").exists() {
+        return Err(Error::file(
+            path,
+            "it holds tensors and no configuration: put the model's config.json beside it; \
+             `tensors` lists what is in it",
+        ));
+    }
+    open_tensors(name, dir, vec![file], options)
 }
 
 /// Opens the model that is part of the program.
@@ -58,7 +71,11 @@ pub fn open_builtin(options: &LoadOptions) -> Result<Checkpoint> {
     let tokenizer_config = parse("tokenizer_config.json", TOKENIZER_CONFIG)?;
     let tokenizer = Tokenizer::from_json(TOKENIZER, Some(&tokenizer_config))?;
     let file = SafetensorsFile::from_constant("tiny/model.safetensors", &WEIGHTS.0)?;
-    let parameters = SafetensorsParameters::new(vec![file], &config.json, options.read_weight)?;
+    let parameters = FileParameters::new(
+        vec![TensorFile::Safetensors(file)],
+        &config.json,
+        options.read_weight,
+    )?;
     Ok(Checkpoint {
         name: "tiny".into(),
         config,
@@ -73,13 +90,25 @@ fn open_files(
     paths: &[PathBuf],
     options: &LoadOptions,
 ) -> Result<Checkpoint> {
+    let open = |path: &PathBuf| TensorFile::open(path);
+    open_tensors(name, dir, paths.iter().map(open).collect::<Result<Vec<_>>>()?, options)
+}
+
+fn open_tensors(
+    name: String,
+    dir: &Path,
+    mut files: Vec<TensorFile>,
+    options: &LoadOptions,
+) -> Result<Checkpoint> {
     let config_path = dir.join("config.json");
     let mut config =
         ModelConfig::from_json(&files::read_json(&config_path)?).within(dir.display())?;
     add_generation_config(&mut config, &dir.join("generation_config.json"))?;
-    let files = paths.iter().map(SafetensorsFile::open).collect::<Result<Vec<_>>>()?;
-    let parameters = SafetensorsParameters::new(files, &config.json, options.read_weight)
-        .within(dir.display())?;
+    if let [file] = &mut files[..] {
+        file.only_the_model();
+    }
+    let parameters =
+        FileParameters::new(files, &config.json, options.read_weight).within(dir.display())?;
     let tokenizer = read_tokenizer(dir)?;
     Ok(Checkpoint { name, config, parameters: Box::new(parameters), tokenizer })
 }

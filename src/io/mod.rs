@@ -1,4 +1,4 @@
-//! Reading and writing models: safetensors, Hugging Face folders, GGUF, the hub, the built-in model.
+//! Reading and writing models: safetensors, PyTorch's files, Hugging Face folders, GGUF, the hub, the built-in model.
 //!
 //! Files are mapped into memory and checked before anything is allocated for what they promise. A tensor
 //! that is read shares the mapped bytes, so that no whole model is ever copied.
@@ -8,6 +8,7 @@ pub mod gguf;
 mod hf;
 mod hub;
 mod parameters;
+pub mod pytorch;
 pub mod safetensors;
 mod save;
 mod source;
@@ -76,12 +77,12 @@ impl fmt::Debug for Checkpoint {
 /// The names of the models that are part of the program.
 pub const BUILTIN_MODELS: [&str; 1] = ["tiny"];
 
-/// Opens what `source` names: `tiny`, a folder, a .safetensors or a .gguf file, `hf:ORG/NAME`.
+/// Opens what `source` names: `tiny`, a folder, a .safetensors, .pt, .pth, .bin or .gguf file, `hf:ORG/NAME`.
 pub fn open(source: &str, options: &LoadOptions) -> Result<Checkpoint> {
     match Source::find(source)? {
         Source::Builtin => open_builtin(options),
         Source::Folder(path) => open_folder(&path, options),
-        Source::Safetensors(path) => open_file(&path, options),
+        Source::Safetensors(path) | Source::Torch(path) => open_file(&path, options),
         Source::Gguf(path) => gguf::open(&path),
         Source::Hub(model) => {
             let hub = options.hub.as_ref();

@@ -1,4 +1,4 @@
-//! Parameters that lie in safetensors files.
+//! Parameters that lie in safetensors files, or in files of PyTorch.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,15 +7,72 @@ use std::sync::Arc;
 use serde_json::{Map, Value as Json};
 
 use super::ReadWeight;
+use super::pytorch::TorchFile;
 use super::safetensors::SafetensorsFile;
 use crate::error::{Context, Error, Result, did_you_mean};
 use crate::model::{DenseWeight, ParameterSource, Weight};
 use crate::tensor::{DType, Tensor};
 
+/// A file of named tensors.
+#[derive(Debug)]
+pub(super) enum TensorFile {
+    Safetensors(SafetensorsFile),
+    Torch(TorchFile),
+}
+
+/// By this parameter a model is known among everything that a checkpoint may hold.
+const EMBEDDING: &str = "embed_tokens.weight";
+
+impl TensorFile {
+    /// Opens a file by its ending: .safetensors, or PyTorch's .pt, .pth and .bin.
+    pub(super) fn open(path: &Path) -> Result<TensorFile> {
+        if path.extension().is_some_and(|extension| extension == "safetensors") {
+            return SafetensorsFile::open(path).map(TensorFile::Safetensors);
+        }
+        TorchFile::open(path).map(TensorFile::Torch)
+    }
+
+    /// Finds the model in a checkpoint: `{"state_dict": …}`, `module.` of data parallelism, or a model without its head,
+    /// whose names lack `model.`. Of several the one with the shortest name is taken.
+    pub(super) fn only_the_model(&mut self) {
+        let TensorFile::Torch(file) = self else { return };
+        let below = |name: &str| name.strip_suffix(EMBEDDING).map(str::to_owned);
+        let Some(found) = file.names().filter_map(below).min_by_key(String::len) else { return };
+        match found.strip_suffix("model.") {
+            Some(prefix) => file.only_below(prefix),
+            None => {
+                file.only_below(&found);
+                file.put_below("model.");
+            }
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            TensorFile::Safetensors(file) => file.path(),
+            TensorFile::Torch(file) => file.path(),
+        }
+    }
+
+    fn names(&self) -> Vec<String> {
+        match self {
+            TensorFile::Safetensors(file) => file.names().map(str::to_owned).collect(),
+            TensorFile::Torch(file) => file.names().map(str::to_owned).collect(),
+        }
+    }
+
+    fn tensor(&self, name: &str) -> Result<Tensor> {
+        match self {
+            TensorFile::Safetensors(file) => file.tensor(name),
+            TensorFile::Torch(file) => file.tensor(name),
+        }
+    }
+}
+
 /// The tensors of one or more files, and what config.json says of the quantized ones.
 #[derive(Debug)]
-pub(super) struct SafetensorsParameters {
-    files: Vec<SafetensorsFile>,
+pub(super) struct FileParameters {
+    files: Vec<TensorFile>,
     /// The file that holds each tensor.
     place: BTreeMap<String, usize>,
     /// The `meta` of each quantized module.
@@ -23,16 +80,16 @@ pub(super) struct SafetensorsParameters {
     read_weight: ReadWeight,
 }
 
-impl SafetensorsParameters {
+impl FileParameters {
     pub(super) fn new(
-        files: Vec<SafetensorsFile>,
+        files: Vec<TensorFile>,
         config: &Map<String, Json>,
         read_weight: ReadWeight,
-    ) -> Result<SafetensorsParameters> {
+    ) -> Result<FileParameters> {
         let mut place = BTreeMap::new();
         for (at, file) in files.iter().enumerate() {
             for name in file.names() {
-                if let Some(first) = place.insert(name.to_owned(), at) {
+                if let Some(first) = place.insert(name.clone(), at) {
                     let first = files[first].path().display();
                     let words = format!("tensor {name} is there, but also in {first}");
                     return Err(Error::file(file.path(), words));
@@ -40,7 +97,7 @@ impl SafetensorsParameters {
             }
         }
         let quantized = quantized_modules(config)?;
-        Ok(SafetensorsParameters { files, place, quantized, read_weight })
+        Ok(FileParameters { files, place, quantized, read_weight })
     }
 
     fn tensor(&self, name: &str) -> Result<Tensor> {
@@ -75,7 +132,7 @@ impl SafetensorsParameters {
     }
 }
 
-impl ParameterSource for SafetensorsParameters {
+impl ParameterSource for FileParameters {
     fn weight(&self, module: &str, shape: (usize, usize)) -> Result<Arc<dyn Weight>> {
         let weight = match self.quantized.get(module) {
             Some(meta) => {

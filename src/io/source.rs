@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use super::BUILTIN_MODELS;
 use crate::error::{Error, Result, did_you_mean};
 
-const WANTED: &str = "wanted tiny, a folder, a .safetensors or .gguf file, or hf:ORG/NAME";
+const WANTED: &str = "wanted tiny, a folder, a .safetensors, .pt or .gguf file, or hf:ORG/NAME";
 
 #[derive(Debug, PartialEq)]
 pub(super) enum Source {
     Builtin,
     Folder(PathBuf),
     Safetensors(PathBuf),
+    Torch(PathBuf),
     Gguf(PathBuf),
     Hub(String),
 }
@@ -35,10 +36,11 @@ impl Source {
         }
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("safetensors") => Ok(Source::Safetensors(path.to_path_buf())),
+            Some("pt" | "pth" | "bin") => Ok(Source::Torch(path.to_path_buf())),
             Some("gguf") => Ok(Source::Gguf(path.to_path_buf())),
             _ => Err(Error::file(
                 path,
-                "not a model this program reads; wanted a folder with config.json, a .safetensors or a .gguf file",
+                "not a model this program reads; wanted a folder with config.json, a .safetensors, .pt, .pth, .bin or .gguf file",
             )),
         }
     }

@@ -20,6 +20,7 @@ pub struct MappedBytes {
 enum Backing {
     File(Arc<Mapped>),
     Constant(&'static [u8]),
+    Owned(Arc<dyn AsRef<[u8]> + Send + Sync>),
 }
 
 impl MappedBytes {
@@ -32,6 +33,12 @@ impl MappedBytes {
     /// Bytes that are part of the program.
     pub fn constant(bytes: &'static [u8]) -> MappedBytes {
         MappedBytes { file: Backing::Constant(bytes), range: 0..bytes.len() }
+    }
+
+    /// All bytes of `owner`, which lives as long as they are shared: memory of another library, unpacked bytes.
+    pub fn owned(owner: Arc<dyn AsRef<[u8]> + Send + Sync>) -> MappedBytes {
+        let range = 0..(*owner).as_ref().len();
+        MappedBytes { file: Backing::Owned(owner), range }
     }
 
     /// The bytes `range` of these; `None` where there are fewer.
@@ -47,6 +54,7 @@ impl MappedBytes {
         let all = match &self.file {
             Backing::File(file) => file.bytes(),
             Backing::Constant(bytes) => bytes,
+            Backing::Owned(owner) => (**owner).as_ref(),
         };
         &all[self.range.clone()]
     }

@@ -11,6 +11,7 @@ pub use self::write::write;
 pub(crate) use self::write::write_to;
 use crate::error::{Error, Result, did_you_mean};
 use crate::io::files;
+use crate::table::{Cell, Table};
 use crate::tensor::{MappedBytes, Tensor};
 
 /// An open safetensors file. Its tensors share the mapped bytes, so that reading one copies nothing.
@@ -65,6 +66,25 @@ impl SafetensorsFile {
     /// A text of the file's `__metadata__`.
     pub fn metadata(&self, key: &str) -> Option<&str> {
         self.metadata.get(key).map(String::as_str)
+    }
+
+    /// What the file holds: every tensor with type, shape and bytes.
+    pub fn table(&self) -> Result<Table> {
+        let mut table = Table::new(crate::io::file_name(&self.path))
+            .column("name")
+            .column("type")
+            .column("shape")
+            .column("bytes");
+        for (name, entry) in &self.entries {
+            let ty = match entry.dtype {
+                StoredType::Known(dtype) => header::name_of(dtype),
+                StoredType::Unsupported { name, .. } => name,
+            };
+            let dims: Vec<String> = entry.shape.iter().map(usize::to_string).collect();
+            let nbytes = Cell::bytes(entry.range.len());
+            table.push([name.as_str().into(), ty.into(), dims.join(" × ").into(), nbytes])?;
+        }
+        Ok(table)
     }
 
     /// The tensor called `name`.
