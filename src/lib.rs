@@ -54,6 +54,8 @@ pub mod generate;
 pub mod inspect;
 pub mod io;
 pub mod language;
+#[cfg(feature = "torch")]
+pub mod libtorch;
 pub mod model;
 pub mod plot;
 pub mod quantization;

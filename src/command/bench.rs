@@ -77,6 +77,9 @@ enum What {
         /// Seconds a case
         #[arg(long, default_value_t = 0.5)]
         seconds: f64,
+        /// Time another library in the same run, on as many threads, and print the ratio
+        #[arg(long, value_enum)]
+        vs: Option<Other>,
     },
     /// Time quantizing activations on a GPU, with --device cuda (takes no model)
     Quantize {
@@ -96,6 +99,13 @@ enum What {
         #[arg(long, default_value_t = 0.5)]
         seconds: f64,
     },
+}
+
+/// A library to be compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Other {
+    /// PyTorch's libtorch; needs a build with `--features torch`
+    Torch,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

@@ -60,6 +60,7 @@ mod tensors;
 mod train;
 mod undo;
 mod vars;
+mod verify;
 mod watch;
 
 pub use complete::{Completions, Names, complete, help_at, usage_hint};
@@ -80,6 +81,7 @@ pub static COMMANDS: &[Entry] = &[
     Entry::of::<compare::Compare>(),
     Entry::of::<distribution::Distribution>(),
     Entry::of::<outliers::Outliers>(),
+    Entry::of::<verify::Verify>(),
     Entry::of::<bench::Bench>(),
     Entry::of::<generate::Generate>(),
     Entry::of::<shapes::Shapes>(),
@@ -106,6 +108,10 @@ pub static COMMANDS: &[Entry] = &[
     Entry::of::<help::Help>(),
     Entry::of::<quit::Quit>(),
 ];
+
+/// What a program without the feature `torch` says when it is asked for libtorch.
+#[cfg(not(feature = "torch"))]
+const NO_LIBTORCH: &str = "this build has no libtorch: build it with `--features torch` (tests/libtorch.sh fetches what that needs)";
 
 /// The command called `name`.
 pub fn find(name: &str) -> Option<&'static Entry> {
