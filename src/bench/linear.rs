@@ -16,6 +16,15 @@ use crate::error::{Error, Result};
 use crate::model::Weight;
 use crate::rng::Rng;
 
+/// The same layer in another library, timed in turn with ours.
+pub trait Rival: std::fmt::Debug {
+    /// What runs: `_weight_int8pack_mm, bf16`.
+    fn name(&self) -> String;
+
+    /// Multiplies once.
+    fn run(&self) -> Result<()>;
+}
+
 /// One layer's call.
 #[derive(Clone, Debug)]
 pub struct LinearCase<'a> {
@@ -27,6 +36,8 @@ pub struct LinearCase<'a> {
     pub cold: bool,
     /// Seconds to spend on it, the reads and what makes the caches cold included.
     pub seconds: f64,
+    /// Another library's layer, timed in the same rounds.
+    pub rival: Option<&'a dyn Rival>,
 }
 
 /// What [`linear`] found.
@@ -52,6 +63,8 @@ pub struct LinearResult {
     pub read_gb_per_s: Option<f64>,
     /// `2·M·N·K` over the median time.
     pub gflop_per_s: f64,
+    /// What the other library ran, and its median time of a call in µs.
+    pub rival: Option<(String, f64)>,
 }
 
 /// Bytes that are streamed between cold calls: four times the largest common L3 cache.
@@ -71,7 +84,8 @@ pub fn linear(cpu: &Cpu, case: &LinearCase) -> Result<LinearResult> {
     let cost = case.weight.cost(m);
     let nbytes = usize::try_from(cost.bytes).unwrap_or(usize::MAX);
     let cold = case.cold.then(|| (vec![1_u8; FLUSH_BYTES], Memory::new(cpu, nbytes)));
-    let (mut calls, mut reads) = (Vec::new(), Vec::new());
+    case.rival.map_or(Ok(()), Rival::run)?;
+    let (mut calls, mut reads, mut rivals) = (Vec::new(), Vec::new(), Vec::new());
     let begin = Instant::now();
     while calls.len() < LEAST_ROUNDS || begin.elapsed().as_secs_f64() < case.seconds {
         if cpu.stopped() {
@@ -85,6 +99,14 @@ pub fn linear(cpu: &Cpu, case: &LinearCase) -> Result<LinearResult> {
         let start = Instant::now();
         case.weight.linear(cpu, &x, m, &mut y)?;
         calls.push(start.elapsed().as_secs_f64());
+        if let Some(rival) = case.rival {
+            if let Some((flush, _)) = &cold {
+                stream(cpu, flush);
+            }
+            let start = Instant::now();
+            rival.run()?;
+            rivals.push(start.elapsed().as_secs_f64());
+        }
     }
     let times = Times::from_samples(calls);
     let reads = cold.is_some().then(|| Times::from_samples(reads));
@@ -99,6 +121,7 @@ pub fn linear(cpu: &Cpu, case: &LinearCase) -> Result<LinearResult> {
         gb_per_s: cost.gb_per_s(times.median()),
         read_gb_per_s: reads.map(|reads| cost.gb_per_s(reads.median())),
         gflop_per_s: cost.gflop_per_s(times.median()),
+        rival: case.rival.map(|rival| (rival.name(), 1e6 * Times::from_samples(rivals).median())),
     })
 }
 

@@ -116,7 +116,16 @@ impl LinearResult {
                 peaks.int8_gop_per_s
             ))
             .with_note("bytes: weights, scales, activations and results once; 2·M·N·K operations");
-        table.push([
+        if self.rival.is_some() {
+            table = table
+                .column("against")
+                .column_unit("its time", "µs")
+                .column_unit("its time ÷ ours", "×")
+                .with_note(
+                    "against: another library in the same rounds, on as many threads and as cold",
+                );
+        }
+        let mut cells = vec![
             Cell::Text(self.workflow.clone()),
             self.n.into(),
             self.k.into(),
@@ -129,7 +138,11 @@ impl LinearResult {
             Cell::Float(100.0 * self.gb_per_s / self.read_gb_per_s.unwrap_or(peaks.read_gb_per_s)),
             Cell::Float(self.gflop_per_s),
             Cell::Float(100.0 * self.gflop_per_s / peaks.f32_gflop_per_s),
-        ])?;
+        ];
+        if let Some((name, us)) = &self.rival {
+            cells.extend([name.as_str().into(), Cell::Float(*us), Cell::Float(us / self.us)]);
+        }
+        table.push(cells)?;
         Ok(table)
     }
 }

@@ -7,7 +7,7 @@ use half::bf16;
 use super::kv_cache_format::KvCacheFormat;
 use super::{Command, Example, Group, Output};
 use crate::bench::{
-    DecodeConfig, LinearCase, Peaks, PrefillConfig, ceilings, cuda, decode, linear, prefill,
+    DecodeConfig, LinearCase, Peaks, PrefillConfig, Rival, ceilings, cuda, decode, linear, prefill,
 };
 use crate::error::{Context as _, Error, Result};
 use crate::kernels::float_linear::Element;
@@ -322,8 +322,8 @@ impl Command for Bench {
                 session.check()?;
                 table
             }
-            What::Linear { shape, m, format, group_size, warm, seconds } => {
-                let cases = Cases { m, format, group_size, warm, seconds: checked(seconds)? };
+            What::Linear { shape, m, format, group_size, warm, seconds, vs } => {
+                let cases = Cases { m, format, group_size, warm, seconds: checked(seconds)?, vs };
                 cases.run(&cpu, &shapes(&shape)?, progress)?
             }
         };
@@ -347,6 +347,9 @@ fn on_gpu(session: &mut Session, what: What, model: Result<Model>) -> Result<Tab
             let model = session.placed(model?)?;
             session.measures(&model, &[tokens]);
             cuda::prefill(&model, &cpu, &cuda::measure_ceilings(device)?, (tokens, repeats))
+        }
+        What::Linear { vs: Some(_), .. } => {
+            Err(Error::usage("--vs runs on the CPU; leave --device cuda out"))
         }
         What::Linear { shape, m, format, group_size, .. } => {
             let ceilings = cuda::measure_ceilings(device)?;
@@ -391,6 +394,7 @@ struct Cases {
     group_size: usize,
     warm: bool,
     seconds: f64,
+    vs: Option<Other>,
 }
 
 impl Cases {
@@ -422,7 +426,12 @@ impl Cases {
                     return Err(Error::Cancelled);
                 }
                 let (weight, m, cold, seconds) = (&*weight, *m, !self.warm, self.seconds);
-                let case = LinearCase { weight, m, cold, seconds };
+                let rival = match self.vs {
+                    Some(Other::Torch) => Some(torch(&cpu, weight, m, self.group_size)?),
+                    None => None,
+                };
+                let rival = rival.as_deref();
+                let case = LinearCase { weight, m, cold, seconds, rival };
                 rows.push(linear(&cpu, &case)?.table(&peaks)?);
             }
         }
@@ -433,6 +442,18 @@ impl Cases {
         rows.try_for_each(|row| table.append(row))?;
         Ok(table)
     }
+}
+
+/// The layer of libtorch that does the same: its own int8 and int4 layers where the weight is of that kind, else a dense
+/// one.
+#[cfg(feature = "torch")]
+fn torch(cpu: &Cpu, weight: &dyn Weight, m: usize, group_size: usize) -> Result<Box<dyn Rival>> {
+    Ok(Box::new(crate::libtorch::TorchLinear::new(cpu, weight, m, group_size)?))
+}
+
+#[cfg(not(feature = "torch"))]
+fn torch(_: &Cpu, _: &dyn Weight, _: usize, _: usize) -> Result<Box<dyn Rival>> {
+    Err(Error::usage(super::NO_LIBTORCH))
 }
 
 fn checked(seconds: f64) -> Result<f64> {
