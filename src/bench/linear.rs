@@ -36,8 +36,6 @@ pub struct LinearCase<'a> {
     pub cold: bool,
     /// Seconds to spend on it, the reads and what makes the caches cold included.
     pub seconds: f64,
-    /// Another library's layer, timed in the same rounds.
-    pub rival: Option<&'a dyn Rival>,
 }
 
 /// What [`linear`] found.
@@ -75,6 +73,15 @@ const LEAST_ROUNDS: usize = 5;
 
 /// Times one call again and again.
 pub fn linear(cpu: &Cpu, case: &LinearCase) -> Result<LinearResult> {
+    linear_against(cpu, case, None)
+}
+
+/// The same with another library's layer, timed in the same rounds.
+pub fn linear_against(
+    cpu: &Cpu,
+    case: &LinearCase,
+    rival: Option<&dyn Rival>,
+) -> Result<LinearResult> {
     let (n, k) = case.weight.shape();
     let m = case.m;
     let mut rng = Rng::new(2);
@@ -84,7 +91,7 @@ pub fn linear(cpu: &Cpu, case: &LinearCase) -> Result<LinearResult> {
     let cost = case.weight.cost(m);
     let nbytes = usize::try_from(cost.bytes).unwrap_or(usize::MAX);
     let cold = case.cold.then(|| (vec![1_u8; FLUSH_BYTES], Memory::new(cpu, nbytes)));
-    case.rival.map_or(Ok(()), Rival::run)?;
+    rival.map_or(Ok(()), Rival::run)?;
     let (mut calls, mut reads, mut rivals) = (Vec::new(), Vec::new(), Vec::new());
     let begin = Instant::now();
     while calls.len() < LEAST_ROUNDS || begin.elapsed().as_secs_f64() < case.seconds {
@@ -99,7 +106,7 @@ pub fn linear(cpu: &Cpu, case: &LinearCase) -> Result<LinearResult> {
         let start = Instant::now();
         case.weight.linear(cpu, &x, m, &mut y)?;
         calls.push(start.elapsed().as_secs_f64());
-        if let Some(rival) = case.rival {
+        if let Some(rival) = rival {
             if let Some((flush, _)) = &cold {
                 stream(cpu, flush);
             }
@@ -121,7 +128,7 @@ pub fn linear(cpu: &Cpu, case: &LinearCase) -> Result<LinearResult> {
         gb_per_s: cost.gb_per_s(times.median()),
         read_gb_per_s: reads.map(|reads| cost.gb_per_s(reads.median())),
         gflop_per_s: cost.gflop_per_s(times.median()),
-        rival: case.rival.map(|rival| (rival.name(), 1e6 * Times::from_samples(rivals).median())),
+        rival: rival.map(|rival| (rival.name(), 1e6 * Times::from_samples(rivals).median())),
     })
 }
 

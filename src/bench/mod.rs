@@ -11,7 +11,7 @@ use std::time::Instant;
 
 pub use ceilings::{Peaks, ceilings};
 pub use decode::{DecodeConfig, DecodeResult, PrefillConfig, PrefillResult, decode, prefill};
-pub use linear::{LinearCase, LinearResult, Rival, linear};
+pub use linear::{LinearCase, LinearResult, Rival, linear, linear_against};
 pub use memory::{peak_rss_bytes, reset_peak_rss};
 
 /// Times of repeated calls, in seconds.

@@ -7,7 +7,7 @@ use half::bf16;
 use super::kv_cache_format::KvCacheFormat;
 use super::{Command, Example, Group, Output};
 use crate::bench::{
-    DecodeConfig, LinearCase, Peaks, PrefillConfig, Rival, ceilings, cuda, decode, linear, prefill,
+    DecodeConfig, LinearCase, Peaks, PrefillConfig, Rival, ceilings, cuda, decode, linear_against, prefill,
 };
 use crate::error::{Context as _, Error, Result};
 use crate::kernels::float_linear::Element;
@@ -431,8 +431,8 @@ impl Cases {
                     None => None,
                 };
                 let rival = rival.as_deref();
-                let case = LinearCase { weight, m, cold, seconds, rival };
-                rows.push(linear(&cpu, &case)?.table(&peaks)?);
+                let case = LinearCase { weight, m, cold, seconds };
+                rows.push(linear_against(&cpu, &case, rival)?.table(&peaks)?);
             }
         }
         let mut rows = rows.into_iter();

@@ -2,6 +2,7 @@
 
 use super::{Command, Example, Group, Output};
 use crate::error::Result;
+use crate::model::Model;
 use crate::session::Session;
 use crate::value::{Kind, Value};
 
@@ -18,6 +19,9 @@ pub(super) struct Load {
     /// `tiny`, a folder, a file, or hf:ORG/NAME
     #[arg(value_name = "MODEL")]
     model: String,
+    /// The file is a TorchScript program that you trust: libtorch reads it (a build with `--features torch`)
+    #[arg(long)]
+    torchscript: bool,
 }
 
 impl Command for Load {
@@ -39,6 +43,19 @@ impl Command for Load {
     ];
 
     fn run(self, session: &mut Session, _input: Value) -> Result<Value> {
+        if self.torchscript {
+            return torchscript(&self.model).map(Value::Model);
+        }
         session.model_called(&self.model).map(Value::Model)
     }
+}
+
+#[cfg(feature = "torch")]
+fn torchscript(path: &str) -> Result<Model> {
+    crate::libtorch::load_script(std::path::Path::new(path))
+}
+
+#[cfg(not(feature = "torch"))]
+fn torchscript(_path: &str) -> Result<Model> {
+    Err(crate::Error::usage(super::NO_LIBTORCH))
 }

@@ -52,6 +52,20 @@ pub fn open_file(path: &Path, options: &LoadOptions) -> Result<Checkpoint> {
     open_tensors(name, dir, vec![file], options)
 }
 
+/// Opens tensors that another library read from `path`, beside which config.json and the tokenizer lie.
+#[cfg(feature = "torch")]
+pub(crate) fn open_read(
+    path: &Path,
+    tensors: Vec<(String, crate::Tensor)>,
+    options: &LoadOptions,
+) -> Result<Checkpoint> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let tensors = tensors.into_iter().collect();
+    let file = TensorFile::Read { path: path.to_path_buf(), tensors };
+    open_tensors(name, dir, vec![file], options)
+}
+
 /// Opens the model that is part of the program.
 pub fn open_builtin(options: &LoadOptions) -> Result<Checkpoint> {
     const CONFIG: &[u8] = include_bytes!("../model/tiny/config.json");

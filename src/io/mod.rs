@@ -19,6 +19,8 @@ use std::sync::Arc;
 
 use serde_json::Value as Json;
 
+#[cfg(feature = "torch")]
+pub(crate) use self::hf::open_read;
 pub use self::hf::{open_builtin, open_file, open_folder};
 pub use self::hub::{DownloadNote, DownloadProgress, HubConfig, fetch};
 pub use self::save::{Parts, save};

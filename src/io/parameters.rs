@@ -18,6 +18,12 @@ use crate::tensor::{DType, Tensor};
 pub(super) enum TensorFile {
     Safetensors(SafetensorsFile),
     Torch(TorchFile),
+    /// Tensors that another library read.
+    #[cfg(feature = "torch")]
+    Read {
+        path: PathBuf,
+        tensors: BTreeMap<String, Tensor>,
+    },
 }
 
 /// By this parameter a model is known among everything that a checkpoint may hold.
@@ -51,6 +57,8 @@ impl TensorFile {
         match self {
             TensorFile::Safetensors(file) => file.path(),
             TensorFile::Torch(file) => file.path(),
+            #[cfg(feature = "torch")]
+            TensorFile::Read { path, .. } => path,
         }
     }
 
@@ -58,6 +66,8 @@ impl TensorFile {
         match self {
             TensorFile::Safetensors(file) => file.names().map(str::to_owned).collect(),
             TensorFile::Torch(file) => file.names().map(str::to_owned).collect(),
+            #[cfg(feature = "torch")]
+            TensorFile::Read { tensors, .. } => tensors.keys().cloned().collect(),
         }
     }
 
@@ -65,6 +75,11 @@ impl TensorFile {
         match self {
             TensorFile::Safetensors(file) => file.tensor(name),
             TensorFile::Torch(file) => file.tensor(name),
+            #[cfg(feature = "torch")]
+            TensorFile::Read { path, tensors } => tensors
+                .get(name)
+                .cloned()
+                .ok_or_else(|| Error::file(path, format!("there is no tensor {name}"))),
         }
     }
 }

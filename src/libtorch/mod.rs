@@ -14,7 +14,7 @@ mod verify;
 
 pub use self::linear::TorchLinear;
 pub use self::network::{TorchNetwork, TorchRule};
-pub use self::script::Script;
+pub use self::script::{Script, load_script};
 pub use self::tensors::{from_torch, into_torch, to_torch};
 pub use self::training::{TorchQat, qat_curve};
 pub use self::verify::verify;

@@ -6,7 +6,16 @@ use tch::CModule;
 
 use super::{from_torch, to_torch, wrong};
 use crate::error::{Context as _, Error, Result};
+use crate::io::{LoadOptions, open_read};
+use crate::model::Model;
 use crate::tensor::Tensor;
+
+/// Loads the model whose parameters a TorchScript file holds; config.json and the tokenizer lie beside it.
+pub fn load_script(path: &Path) -> Result<Model> {
+    let options = LoadOptions::new(crate::quantization::read_weight);
+    let found = open_read(path, Script::open(path)?.parameters()?, &options)?;
+    Model::build(&found.name, found.config, &*found.parameters, found.tokenizer)
+}
 
 /// A TorchScript module.
 pub struct Script {

@@ -248,7 +248,6 @@ impl Trial<'_> {
             m: self.options.m,
             cold: true,
             seconds: self.options.seconds,
-            rival: None,
         };
         let mut us = linear(self.cpu, &case)?.us;
         if us < 1.1 * self.best {

@@ -183,5 +183,5 @@ fn open_zip(file: MappedBytes) -> Result<(Pickle, Storages), String> {
 }
 
 /// What a TorchScript archive is told by a program that cannot run it.
-const SCRIPT: &str = "a TorchScript program, not a state dict: only libtorch reads it (a build with `--features torch`); \
+const SCRIPT: &str = "a TorchScript program, not a state dict: only libtorch reads it (`load FILE --torchscript` in a build with `--features torch`); \
      or save module.state_dict() in PyTorch";
