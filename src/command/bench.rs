@@ -7,7 +7,8 @@ use half::bf16;
 use super::kv_cache_format::KvCacheFormat;
 use super::{Command, Example, Group, Output};
 use crate::bench::{
-    DecodeConfig, LinearCase, Peaks, PrefillConfig, Rival, ceilings, cuda, decode, linear_against, prefill,
+    DecodeConfig, LinearCase, Peaks, PrefillConfig, Rival, ceilings, cuda, decode, linear_against,
+    prefill,
 };
 use crate::error::{Context as _, Error, Result};
 use crate::kernels::float_linear::Element;

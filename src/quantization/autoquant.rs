@@ -243,12 +243,8 @@ impl Trial<'_> {
         if let Some(known) = self.cache.times.get(&key) {
             return Ok(*known);
         }
-        let case = LinearCase {
-            weight,
-            m: self.options.m,
-            cold: true,
-            seconds: self.options.seconds,
-        };
+        let case =
+            LinearCase { weight, m: self.options.m, cold: true, seconds: self.options.seconds };
         let mut us = linear(self.cpu, &case)?.us;
         if us < 1.1 * self.best {
             let longer = LinearCase { seconds: 5.0 * self.options.seconds, ..case };
