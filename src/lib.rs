@@ -9,10 +9,11 @@
 //! report · dashboard               a session as one page; the run store, live
 //! command                          one file a command: a clap::Args struct and run()
 //! session · language               models, variables, history, undo; pipes checked before they run
+//! libtorch (feature `torch`)       PyTorch's library beside ours: reference, baseline, TorchScript
 //! store                            every measured number with where it came from (SQLite)
 //! quantization                     the workflows: one folder each, readable alone
 //! compare · inspect · eval · bench · generate · plot · table · display     what a result is and how it is shown
-//! model · data · io                Llama-family models; tokenizers, texts; safetensors, GGUF, folders
+//! model · data · io                Llama-family models; tokenizers, texts; safetensors, PyTorch, GGUF, folders
 //! autograd                         a tape over tensors: gradients
 //! tensor                           one owned tensor type, dtype known at run time
 //! aolab_kernels                    slices and shapes; all `unsafe` lives there
