@@ -81,8 +81,7 @@ fn adamw(
     }
     let (b1, b2) = adam.betas;
     let _ = m.lerp_(g, 1.0 - b1);
-    let _ = v.g_mul_scalar_(b2).addcmul_(g, &g.copy());
-    let _ = &mut *v;
+    let _ = v.g_mul_scalar_(b2).addcmul_(g, &(g * (1.0 - b2)));
     let denominator = v.sqrt() / (1.0 - b2.powi(time)).sqrt() + f64::from(adam.eps);
     let _ = p.addcdiv_(&(&*m * (-lr / (1.0 - b1.powi(time)))), &denominator);
 }

@@ -82,10 +82,10 @@ fn linear(cpu: &Cpu, rng: &mut Rng) -> Result<Check> {
 }
 
 fn attention(cpu: &Cpu, rng: &mut Rng) -> Result<Check> {
-    let mut check = Check::new("attention", "scaled_dot_product_attention", 2.0 * SUMS);
+    let mut check = Check::new("attention", "scaled_dot_product_attention", SUMS);
     for kind in ["normal", "zeros", "ties"] {
         for (batch, m, heads, kv_heads, head_dim) in
-            [(1, 1, 1, 1, 8), (2, 7, 4, 2, 16), (1, 33, 6, 3, 32), (1, 70, 4, 1, 64)]
+            [(1, 2, 1, 1, 8), (2, 7, 4, 2, 16), (1, 33, 6, 3, 32), (1, 70, 4, 1, 64)]
         {
             let scale = 1.0 / f64::from(u32::try_from(head_dim).unwrap_or(1)).sqrt();
             let shape = Sequences { batch, m, heads, kv_heads, head_dim, window: None, scale };
@@ -113,9 +113,12 @@ fn attention(cpu: &Cpu, rng: &mut Rng) -> Result<Check> {
     Ok(check)
 }
 
+// Where an exact gradient is 0 (one key, a row of one number) both sides give their own last bits of
+// nothing; no shape here has only such rows.
+
 /// Rows of all kinds that norms are asked about.
 const NORM_KINDS: [&str; 5] = ["normal", "zeros", "large", "ties", "mixed"];
-const NORM_SHAPES: [[usize; 2]; 4] = [[1, 1], [3, 7], [5, 64], [4, 1031]];
+const NORM_SHAPES: [[usize; 2]; 4] = [[2, 3], [3, 7], [5, 64], [4, 1031]];
 
 fn rms_norm(cpu: &Cpu, rng: &mut Rng) -> Result<Check> {
     let mut check = Check::new("rms_norm", "rms_norm", SUMS);
@@ -138,7 +141,7 @@ fn rms_norm(cpu: &Cpu, rng: &mut Rng) -> Result<Check> {
 }
 
 fn layer_norm(cpu: &Cpu, rng: &mut Rng) -> Result<Check> {
-    let mut check = Check::new("layer_norm", "layer_norm", 5.0 * SUMS);
+    let mut check = Check::new("layer_norm", "layer_norm", 2.0 * SUMS);
     for kind in NORM_KINDS {
         for shape in &NORM_SHAPES[1..] {
             let vector = |rng: &mut Rng| tensor(rng, "normal", &shape[1..]);
@@ -185,7 +188,7 @@ fn activation(cpu: &Cpu, rng: &mut Rng, function: Activation) -> Result<Check> {
 fn softmax(cpu: &Cpu, rng: &mut Rng) -> Result<Check> {
     let mut check = Check::new("softmax", "softmax", SUMS);
     for kind in KINDS {
-        for shape in [[1, 1], [4, 9], [3, 777]] {
+        for shape in [[2, 3], [4, 9], [3, 777]] {
             let inputs = [tensor(rng, kind, &shape)?];
             let sides = Sides {
                 ours: &|tape, x| tape.softmax(&x[0]),
@@ -199,7 +202,7 @@ fn softmax(cpu: &Cpu, rng: &mut Rng) -> Result<Check> {
 }
 
 fn cross_entropy(cpu: &Cpu, rng: &mut Rng) -> Result<Check> {
-    let mut check = Check::new("cross_entropy", "cross_entropy_loss", 5.0 * SUMS);
+    let mut check = Check::new("cross_entropy", "cross_entropy_loss", SUMS);
     for kind in ["normal", "zeros", "ties", "mixed"] {
         for (m, n) in [(1, 2), (5, 33), (9, 2000)] {
             let targets: Vec<u32> = (0..m).map(|i| (i * 7919) % n).collect();
