@@ -70,6 +70,7 @@ pub mod table;
 pub mod tensor;
 pub mod training;
 pub mod value;
+pub mod verify;
 
 pub use aolab_kernels as kernels;
 pub use error::{Error, Result};

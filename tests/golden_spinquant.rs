@@ -1,38 +1,13 @@
-//! Hadamard transforms against torchao 0.18, and SpinQuant's rotations, which must not change what a model computes.
+//! SpinQuant's rotations (spinquant), which must not change what a model computes. Hadamard transforms are among the golden
+//! vectors, in tests/golden_vectors.rs.
 
 #![allow(clippy::panic, reason = "a test fails by panicking")]
 
-mod golden_support;
-
 use aolab::data::texts;
 use aolab::eval::{EvalConfig, kl};
-use aolab::kernels::hadamard::{self, Plan};
-use aolab::kernels::{Cpu, Isa};
+use aolab::kernels::Cpu;
 use aolab::quantization::spinquant::{SpinQuantOptions, apply_spinquant};
 use aolab::quantization::{Int8WeightOnlyConfig, is_linear, quantize_, read_weight};
-use golden_support::Family;
-
-#[test]
-fn hadamard() {
-    let family = Family::read("hadamard");
-    for n in [32, 64, 24, 40, 28] {
-        let plan = Plan::new(n).expect("a matrix of this size");
-        for isa in Isa::available() {
-            let cpu = Cpu::with_isa(isa, Some(2));
-            let x = family.tensor(&format!("n{n}.x")).to_f32_vec();
-            let identity = (0..n * n).map(|at| f32::from(u8::from(at % (n + 1) == 0))).collect();
-            for (name, mut values) in [("y", x), ("H", identity)] {
-                hadamard::transform(&cpu, &plan, &mut values);
-                // Butterflies are exact to the bit; the product with a stored matrix adds in torch's own order.
-                let exact = n.is_power_of_two() || name == "H";
-                let allowed = if exact { 0.0 } else { 1e-6 };
-                let wanted = family.tensor(&format!("n{n}.{name}")).to_f32_vec();
-                let far = wanted.iter().zip(&values).find(|(a, b)| (*a - *b).abs() > allowed);
-                assert!(far.is_none(), "{}: n{n}.{name}: {far:?}", isa.name());
-            }
-        }
-    }
-}
 
 #[test]
 fn rotations_change_no_prediction_and_stay_around_what_is_quantized_later() {

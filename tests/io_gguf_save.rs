@@ -41,7 +41,8 @@ fn logits(model: &Model, ids: &[u32]) -> Vec<u32> {
 fn tiny(block_type: Option<&str>) -> Model {
     let mut model = aolab::load("tiny").expect("the built-in model");
     if let Some(name) = block_type {
-        let config = GgufBlockConfig { block_type: name.parse().expect("a type") };
+        let config =
+            GgufBlockConfig { block_type: name.parse().expect("a type"), ..Default::default() };
         quantize_(&mut model, &config, is_linear).expect("K is a multiple of 256");
     }
     model

@@ -232,7 +232,6 @@ const SUPPORT_TABLE: &str =
     "| workflow | torchao | granularity | CPU kernel | ids |\n|---|---|---|---|---|\n";
 
 #[test]
-#[expect(clippy::disallowed_methods, reason = "the variable is this test's switch")]
 fn the_support_table_of_the_readme_is_the_librarys() {
     let table = aolab::quantization::support_table().expect("a table");
     let mut wanted = SUPPORT_TABLE.to_owned();
@@ -246,9 +245,17 @@ fn the_support_table_of_the_readme_is_the_librarys() {
             .collect();
         wanted += &format!("| {} |\n", cells.join(" | "));
     }
+    check_table(SUPPORT_TABLE, &wanted);
+}
+
+/// The table of the README that begins with `heading` and ends before an empty line.
+#[expect(clippy::disallowed_methods, reason = "the variable is these tests' switch")]
+fn check_table(heading: &str, wanted: &str) {
+    static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _writes = ONE_AT_A_TIME.lock();
     let path = root().join("README.md");
     let readme = read(&path);
-    let from = readme.find(SUPPORT_TABLE).expect("the README's support table");
+    let from = readme.find(heading).unwrap_or_else(|| panic!("the README's table {heading}"));
     let to = from + readme[from..].find("\n\n").expect("an end") + 1;
     if std::env::var("AOLAB_BLESS").is_ok() {
         let new = format!("{}{wanted}{}", &readme[..from], &readme[to..]);
@@ -256,4 +263,26 @@ fn the_support_table_of_the_readme_is_the_librarys() {
         return;
     }
     assert_eq!(&readme[from..to], wanted, "AOLAB_BLESS=1 cargo test --test tidy writes it");
+}
+
+const GOLDEN_TABLE: &str =
+    "| family | equal | total | largest difference | verdict |\n|---|---|---|---|---|\n";
+
+/// On the scalar kernels, whose sums have one order on every processor.
+#[test]
+fn the_golden_table_of_the_readme_is_what_verify_golden_finds() {
+    let cpu = aolab::kernels::Cpu::with_isa(aolab::kernels::Isa::available()[0], Some(1));
+    let folder = root().join("tests/golden");
+    let reports = aolab::verify::golden(&cpu, &folder, &[], &mut |_, _| true).expect("a folder");
+    let mut wanted = GOLDEN_TABLE.to_owned();
+    for report in reports {
+        let largest = match report.largest() {
+            0.0 => "0".to_owned(),
+            part => format!("{part:.0e}"),
+        };
+        let (equal, total) = (report.equal(), report.total());
+        let (name, verdict) = (&report.family, report.verdict());
+        wanted += &format!("| {name} | {equal} | {total} | {largest} | {verdict} |\n");
+    }
+    check_table(GOLDEN_TABLE, &wanted);
 }

@@ -45,6 +45,38 @@ impl CalibrationArgs {
     }
 }
 
+impl CalibrationArgs {
+    /// What is read: which pieces, and of which text.
+    fn wanted(&self, session: &Session, model: &Model) -> (Sequences, &Path) {
+        let default = Sequences::default();
+        let length = default.length.min(model.config.max_position_embeddings);
+        let wanted = Sequences {
+            count: self.sequences.unwrap_or(default.count),
+            length: self.sequence_length.unwrap_or(length),
+            seed: self.calibration_seed.unwrap_or(session.seed()),
+        };
+        (wanted, self.calibrate.as_deref().unwrap_or(Path::new("calibration")))
+    }
+
+    /// The pieces, and how they are told about.
+    pub(super) fn draw(
+        &self,
+        session: &Session,
+        model: &Model,
+    ) -> Result<(Vec<Vec<u32>>, Sequences, String)> {
+        let (wanted, text) = self.wanted(session, model);
+        let sequences = draw(model, &texts::read(text)?, &wanted)?;
+        session.note(&format!(
+            "calibrates on {} sequences of {} tokens of {}, seed {}",
+            wanted.count,
+            wanted.length,
+            text.display(),
+            wanted.seed
+        ));
+        Ok((sequences, wanted, text.display().to_string()))
+    }
+}
+
 /// What is to be done: a recipe, which layers, whether to skip what does not fit, and how all that is told apart from
 /// other work.
 pub(super) type Work<'a> = (Arc<dyn Recipe>, &'a dyn Fn(&str, &Linear) -> bool, bool, String);
@@ -56,15 +88,7 @@ pub(super) fn calibrate(
     (recipe, filter, skip, marks): Work<'_>,
     args: &CalibrationArgs,
 ) -> Result<(Model, QuantizeReport)> {
-    let default = Sequences::default();
-    let wanted = Sequences {
-        count: args.sequences.unwrap_or(default.count),
-        length: args
-            .sequence_length
-            .unwrap_or(default.length.min(model.config.max_position_embeddings)),
-        seed: args.calibration_seed.unwrap_or(session.seed()),
-    };
-    let text = args.calibrate.as_deref().unwrap_or(Path::new("calibration"));
+    let (wanted, text) = args.wanted(session, model);
     let key = format!("{} {marks} {wanted:?} {}", recipe.config_to_dict(), text.display());
     let paused = session.paused.take().filter(|(old, work)| *old == key && work.is_of(model));
     let mut work = match paused {
@@ -74,14 +98,7 @@ pub(super) fn calibrate(
             work
         }
         None => {
-            let sequences = draw(model, &texts::read(text)?, &wanted)?;
-            session.note(&format!(
-                "calibrates on {} sequences of {} tokens of {}, seed {}",
-                wanted.count,
-                wanted.length,
-                text.display(),
-                wanted.seed
-            ));
+            let (sequences, ..) = args.draw(session, model)?;
             Calibration::new(model, recipe, filter, skip, &sequences)?
         }
     };

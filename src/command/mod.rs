@@ -33,6 +33,7 @@ mod generate;
 mod help;
 mod history;
 mod info;
+mod imatrix;
 mod load;
 mod mix;
 mod outliers;
@@ -62,6 +63,7 @@ mod undo;
 mod vars;
 mod verify;
 mod watch;
+mod verify;
 
 pub use complete::{Completions, Names, complete, help_at, usage_hint};
 pub use entry::{Command, Entry, Example, Group, Output};
@@ -73,6 +75,7 @@ pub static COMMANDS: &[Entry] = &[
     Entry::of::<load::Load>(),
     Entry::of::<quantize::Quantize>(),
     Entry::of::<spinquant::SpinQuant>(),
+    Entry::of::<imatrix::Imatrix>(),
     Entry::of::<train::Train>(),
     Entry::of::<show::Show>(),
     Entry::of::<size::Size>(),
@@ -83,6 +86,7 @@ pub static COMMANDS: &[Entry] = &[
     Entry::of::<outliers::Outliers>(),
     Entry::of::<verify::Verify>(),
     Entry::of::<bench::Bench>(),
+    Entry::of::<verify::Verify>(),
     Entry::of::<generate::Generate>(),
     Entry::of::<shapes::Shapes>(),
     Entry::of::<stats::Stats>(),

@@ -7,24 +7,25 @@ use regex::Regex;
 
 use super::calibrate::{CalibrationArgs, calibrate};
 use super::mix::{AutoArgs, AutoquantArgs, fastest, mix};
-use super::recipe_words::{AwqArgs, GptqArgs, RecipeWords, SmoothQuantArgs};
+use super::recipe_words::{AutoRoundArgs, AwqArgs, GptqArgs, RecipeWords, SmoothQuantArgs};
 use super::{Command, Example, Group, Output};
 use crate::error::{Context as _, Error, Result};
 use crate::io::files;
 use crate::model::{Linear, Model};
 use crate::quantization::calibration::needs_calibration;
 use crate::quantization::{
-    AwqConfig, BitNetConfig, CodebookCoreMlWeightOnlyConfig, CodebookWeightOnlyConfig,
-    EmbeddingQuantizer, FPXWeightOnlyConfig, Float8DynamicActivationFloat8WeightConfig,
-    Float8DynamicActivationInt4WeightConfig, Float8StaticActivationFloat8WeightConfig,
-    Float8WeightOnlyConfig, FqnToConfig, GgufBlockConfig, GptqConfig, GroupwiseLutWeightConfig,
-    Int4DynamicActivationInt4WeightConfig, Int4WeightOnlyConfig,
-    Int8DynamicActivationInt4WeightConfig, Int8DynamicActivationInt8WeightConfig,
-    Int8DynamicActivationIntxWeightConfig, Int8LutConfig, Int8StaticActivationInt8WeightConfig,
-    Int8WeightOnlyConfig, IntxWeightOnlyConfig, MXDynamicActivationMXWeightConfig,
-    MXWeightOnlyConfig, NF4WeightOnlyConfig, NVFP4DynamicActivationNVFP4WeightConfig,
-    NVFP4WeightOnlyConfig, QuantizeOptions, QuantizeReport, Recipe, SmoothQuantConfig,
-    TiedEmbeddingQuantizer, UIntXWeightOnlyConfig, config_from_dict, is_linear, quantize_with,
+    AutoRoundConfig, AwqConfig, BitNetConfig, CodebookCoreMlWeightOnlyConfig,
+    CodebookWeightOnlyConfig, EmbeddingQuantizer, FPXWeightOnlyConfig,
+    Float8DynamicActivationFloat8WeightConfig, Float8DynamicActivationInt4WeightConfig,
+    Float8StaticActivationFloat8WeightConfig, Float8WeightOnlyConfig, FqnToConfig, GgufBlockConfig,
+    GptqConfig, GroupwiseLutWeightConfig, Int4DynamicActivationInt4WeightConfig,
+    Int4WeightOnlyConfig, Int8DynamicActivationInt4WeightConfig,
+    Int8DynamicActivationInt8WeightConfig, Int8DynamicActivationIntxWeightConfig, Int8LutConfig,
+    Int8StaticActivationInt8WeightConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig,
+    MXDynamicActivationMXWeightConfig, MXWeightOnlyConfig, NF4WeightOnlyConfig,
+    NVFP4DynamicActivationNVFP4WeightConfig, NVFP4WeightOnlyConfig, QuantizeOptions,
+    QuantizeReport, Recipe, SinqConfig, SmoothQuantConfig, TiedEmbeddingQuantizer,
+    UIntXWeightOnlyConfig, config_from_dict, is_linear, quantize_with,
 };
 use crate::session::Session;
 use crate::table::number;
@@ -65,6 +66,8 @@ pub(super) enum Workflow {
     Auto(AutoArgs),
     /// For each layer the workflow that runs fastest on this machine
     Autoquant(AutoquantArgs),
+    /// A format whose every rounding is learned by signed steps; reads a text first
+    AutoRound(AutoRoundArgs),
     /// A format behind scales that protect the weights of large inputs; reads a text first
     Awq(AwqArgs),
     /// The blocks of llama.cpp's GGUF files, 2 to 8 bits a weight
@@ -103,7 +106,7 @@ pub(super) enum Workflow {
     UIntXWeightOnly(UIntXWeightOnlyConfig),
     /// Float8 weights, and activations rounded to float8 at every call
     Float8DynamicActivationFloat8Weight(Float8DynamicActivationFloat8WeightConfig),
-    /// Float8 weights, and activations rounded to float8 with a scale that is given
+    /// Float8 weights, and activations rounded to float8 with a scale that is given, or found beforehand on a text
     Float8StaticActivationFloat8Weight(Float8StaticActivationFloat8WeightConfig),
     /// Float8 weights, activations as they are
     Float8WeightOnly(Float8WeightOnlyConfig),
@@ -127,6 +130,8 @@ pub(super) enum Workflow {
     Nvfp4WeightOnly(NVFP4WeightOnlyConfig),
     /// 8-bit weights, and activations on a grid of 8 bits that is found beforehand on a text
     Int8StaticActivationInt8Weight(Int8StaticActivationInt8WeightConfig),
+    /// Codes with a scale a group and a scale a column, rows and columns evened out first
+    Sinq(SinqConfig),
     /// Outliers of activations moved into weights of 8 bits; reads a text first
     Smoothquant(SmoothQuantArgs),
 }
@@ -140,8 +145,9 @@ impl Workflow {
                      give them workflows by --candidate",
                 ));
             }
+            Workflow::AutoRound(args) => Arc::new(AutoRoundConfig::from(args)),
             Workflow::Awq(args) => Arc::new(AwqConfig::from(args)),
-            Workflow::Gguf(config) => Arc::new(config),
+            Workflow::Gguf(config) => config.recipe()?,
             Workflow::BitNet(config) => Arc::new(config),
             Workflow::CodebookCoreMlWeightOnly(config) => Arc::new(config),
             Workflow::CodebookWeightOnly(config) => Arc::new(config),
@@ -169,6 +175,7 @@ impl Workflow {
             Workflow::Int8WeightOnly(config) => Arc::new(config),
             Workflow::Int8DynamicActivationInt8Weight(config) => Arc::new(config),
             Workflow::Int8StaticActivationInt8Weight(config) => Arc::new(config),
+            Workflow::Sinq(config) => Arc::new(config),
             Workflow::Smoothquant(args) => Arc::new(SmoothQuantConfig::from(args)),
         })
     }
@@ -199,6 +206,11 @@ impl Command for Quantize {
             line: "quantize tiny gguf --type Q4_K",
             about: "llama.cpp's blocks; `save NAME.gguf` makes a file for it",
             expect: "Q4_K in 43 linear layers",
+        },
+        Example {
+            line: "quantize tiny gguf --type Q2_K --importance --sequences 4",
+            about: "the same, so that columns with large inputs lose least",
+            expect: "Q2_K in 43 linear layers",
         },
         Example {
             line: "quantize tiny intx-weight-only --weight-dtype int3 --granularity per-group:32",
@@ -424,6 +436,7 @@ pub(super) fn words_of(value_name: &str) -> &'static [&'static str] {
         "INTX" => &["int1", "int2", "int3", "int4", "int5", "int6", "int7", "int8"],
         "UINTX" => &["uint1", "uint2", "uint3", "uint4", "uint5", "uint6", "uint7", "uint8"],
         "INTX_GRANULARITY" => &["per-axis:0", "per-group:32", "per-group:64", "per-group:128"],
+        "INTX_ALGORITHM" => &["affine", "hqq-scale-only"],
         "INTX_FORMAT" => &["unpacked-to-int8", "opaque-torchao-auto"],
         "FLOAT8_INT4_FORMAT" => &["preshuffled", "plain"],
         "TABLE_BLOCK" => &["2,-1", "-1,64", "-1,-1"],

@@ -9,7 +9,7 @@ use clap::{FromArgMatches as _, Subcommand as _};
 use super::quantize::Workflow;
 use crate::error::{Error, Result};
 use crate::language::{TokenKind, lex};
-use crate::quantization::{AwqConfig, GptqConfig, Recipe, SmoothQuantConfig};
+use crate::quantization::{AutoRoundConfig, AwqConfig, GptqConfig, Recipe, SmoothQuantConfig};
 
 /// `int4-weight-only --group-size 32` as the value of a flag.
 #[derive(Clone)]
@@ -92,6 +92,26 @@ impl From<GptqArgs> for GptqConfig {
             gptq_quantize_block_size: args.gptq_quantize_block_size,
             sequential: args.sequential,
         }
+    }
+}
+
+/// AutoRound's options.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct AutoRoundArgs {
+    /// The format and its options in one word: 'int4-weight-only --group-size 32'
+    #[arg(long, value_name = "WORKFLOW")]
+    base: RecipeWords,
+    /// Signed steps
+    #[arg(long, default_value_t = 200, value_name = "COUNT")]
+    iters: usize,
+    /// The length of the first step, in steps of the format [default: 1 / iters]
+    #[arg(long, value_name = "NUMBER")]
+    lr: Option<f32>,
+}
+
+impl From<AutoRoundArgs> for AutoRoundConfig {
+    fn from(args: AutoRoundArgs) -> AutoRoundConfig {
+        AutoRoundConfig { base: args.base.recipe(), iters: args.iters, lr: args.lr }
     }
 }
 

@@ -1,12 +1,13 @@
 //! `verify`
 
+use std::path::PathBuf;
+
 use super::{Command, Example, Group, Output};
-#[cfg(not(feature = "torch"))]
-use crate::error::Error;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::session::Session;
 use crate::table::Table;
 use crate::value::{Kind, Value};
+use crate::verify::{golden, table};
 
 /// Compute what other programs compute, and compare.
 #[derive(Debug, clap::Args)]
@@ -17,9 +18,25 @@ pub(super) struct Verify {
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
+    /// A row a family of golden vectors: tensors equal to the bit, the largest difference, a verdict.
+    /// The folder holds FAMILY.safetensors files and MANIFEST.md, as tests/golden of the sources does
+    Golden(Golden),
     /// Our arithmetic against libtorch's, on random and adversarial numbers: a table of largest differences.
     /// Needs a build with `--features torch`
     Torch(Torch),
+}
+
+#[derive(Debug, clap::Args)]
+struct Golden {
+    /// The folder [default: tests/golden, where the program is run in its sources]
+    #[arg(value_name = "DIR")]
+    folder: Option<PathBuf>,
+    /// Only these families, separated by commas
+    #[arg(long, value_delimiter = ',', value_name = "FAMILY")]
+    family: Vec<String>,
+    /// End with an error unless every family holds
+    #[arg(long)]
+    strict: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -40,14 +57,51 @@ impl Command for Verify {
     const GROUP: Group = Group::See;
     const INPUT: &'static [Kind] = &[Kind::Nothing];
     const OUTPUT: Output = Output::Is(Kind::Table);
-    const EXAMPLES: &'static [Example] =
-        &[Example { line: "help verify", about: "what can be verified", expect: "libtorch" }];
+    const EXAMPLES: &'static [Example] = &[
+        Example {
+            line: "verify golden --family nf4,mx_fp8",
+            about: "two families of the sources' own vectors",
+            expect: "2 of 2 families hold",
+        },
+        Example { line: "help verify", about: "what can be verified", expect: "libtorch" },
+    ];
 
     fn run(self, session: &mut Session, _input: Value) -> Result<Value> {
         match self.what {
+            What::Golden(golden) => against_golden(session, golden).map(Value::Table),
             What::Torch(torch) => against_torch(session, &torch).map(Value::Table),
         }
     }
+}
+
+fn against_golden(session: &mut Session, given: Golden) -> Result<Table> {
+    let folder = match given.folder {
+        Some(folder) => folder,
+        None => own_vectors()?,
+    };
+    let cpu = session.cpu().clone();
+    let task = session.task("verifying");
+    let progress = &mut |done, total| task.progress(done, total);
+    let reports = golden(&cpu, &folder, &given.family, progress)?;
+    drop(task);
+    let found = table(&reports)?;
+    let off: Vec<&str> =
+        reports.iter().filter(|r| !r.holds()).map(|r| r.family.as_str()).collect();
+    if given.strict && !off.is_empty() {
+        return Err(Error::invalid(format!("{found}\nthese do not hold: {}", off.join(", "))));
+    }
+    Ok(found)
+}
+
+/// tests/golden of the sources: below the folder at work, else where this program was built.
+fn own_vectors() -> Result<PathBuf> {
+    let here = PathBuf::from("tests/golden");
+    let built = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(&here);
+    [here, built].into_iter().find(|folder| folder.is_dir()).ok_or_else(|| {
+        Error::usage(
+            "which folder? tests/golden of the sources is neither here nor where this was built",
+        )
+    })
 }
 
 #[cfg(feature = "torch")]

@@ -1,4 +1,4 @@
-//! Formats that can be filled one column at a time: what GPTQ needs of its base.
+//! Formats that can be filled one column at a time: what GPTQ and AutoRound need of their base.
 
 use std::fmt;
 use std::ops::Range;
@@ -20,6 +20,11 @@ pub trait Columns: Send + Sync + fmt::Debug {
 
     /// The values that the format gives to `w`, the rows `rows` of a column of group `group`.
     fn round(&self, group: usize, rows: Range<usize>, w: &[f32], out: &mut [f32]);
+
+    /// How far apart the values of row `row` of group `group` lie, where all neighbours are equally far.
+    fn step(&self, _group: usize, _row: usize) -> Option<f32> {
+        None
+    }
 
     /// The weight with the parameters that were fixed, from columns f32 `(N, K)` that were rounded.
     fn finish(&self, w: &Tensor) -> Result<Arc<dyn Weight>>;

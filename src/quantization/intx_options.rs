@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value as Json;
 
 use super::config::{enum_from_json, enum_from_word, enum_to_json};
-use super::primitives::Granularity;
+use super::primitives::{Granularity, MappingType};
 use crate::error::{Error, Result};
 
 /// How torchao lays codes out. Every one holds the same numbers, and here the kernels' own layout is used for all.
@@ -80,10 +80,44 @@ pub enum IntxChooseQParamsAlgorithm {
     /// From the extremes of a group (N02, N03, N04).
     #[default]
     Affine,
+    /// Fitted to the weight by least squares (N20).
+    HqqScaleOnly,
 }
 
-const ALGORITHMS: [(&str, IntxChooseQParamsAlgorithm); 1] =
-    [("AFFINE", IntxChooseQParamsAlgorithm::Affine)];
+const ALGORITHMS: [(&str, IntxChooseQParamsAlgorithm); 2] = [
+    ("AFFINE", IntxChooseQParamsAlgorithm::Affine),
+    ("HQQ_SCALE_ONLY", IntxChooseQParamsAlgorithm::HqqScaleOnly),
+];
+
+impl IntxChooseQParamsAlgorithm {
+    /// Refuses a mapping that the algorithm does not have.
+    pub(crate) fn check(self, mapping: MappingType) -> Result<()> {
+        if self == IntxChooseQParamsAlgorithm::Affine || mapping == MappingType::Symmetric {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "choose_qparams_algorithm hqq-scale-only fits scales and no zero points, and the mapping is {mapping}; \
+             use symmetric"
+        )))
+    }
+}
+
+impl FromStr for IntxChooseQParamsAlgorithm {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<IntxChooseQParamsAlgorithm> {
+        enum_from_word(word, "an algorithm", &ALGORITHMS)
+    }
+}
+
+impl fmt::Display for IntxChooseQParamsAlgorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            IntxChooseQParamsAlgorithm::Affine => "affine",
+            IntxChooseQParamsAlgorithm::HqqScaleOnly => "hqq-scale-only",
+        })
+    }
+}
 
 impl Serialize for IntxChooseQParamsAlgorithm {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

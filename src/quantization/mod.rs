@@ -3,9 +3,11 @@
 //! A workflow's folder holds its configuration (a [`Recipe`], named as in torchao), its weight's format (a
 //! [`Weight`]) and nothing of another workflow. All of them are listed once, in [`WORKFLOWS`].
 
+pub mod auto_round;
 pub mod autoquant;
 pub mod awq;
 pub mod bitnet;
+mod block_columns;
 pub mod calibration;
 pub mod code_type;
 pub mod codebook;
@@ -28,6 +30,7 @@ pub mod int8_dynamic_intx;
 pub mod int8_lut;
 pub mod int8_static;
 pub mod int8_weight_only;
+mod intx_fields;
 mod intx_options;
 pub mod intx_weight_only;
 mod lut;
@@ -41,6 +44,7 @@ pub mod pre_scaled;
 pub mod primitives;
 mod quantize;
 mod rows;
+pub mod sinq;
 pub mod smoothquant;
 pub mod spinquant;
 mod stored;
@@ -51,6 +55,7 @@ use std::sync::Arc;
 
 use serde_json::Value as Json;
 
+pub use auto_round::AutoRoundConfig;
 pub use awq::AwqConfig;
 pub use bitnet::BitNetConfig;
 pub use calibration::{Calibrated, Calibration, LayerObserver};
@@ -87,6 +92,7 @@ pub use primitives::{Granularity, MappingType};
 pub use quantize::{
     LayerReport, Progress, QuantizeOptions, QuantizeReport, is_linear, quantize_, quantize_with,
 };
+pub use sinq::SinqConfig;
 pub use smoothquant::SmoothQuantConfig;
 pub use stored::read_weight;
 pub use uintx_weight_only::UIntXWeightOnlyConfig;
@@ -119,7 +125,7 @@ pub trait Recipe: Send + Sync + std::fmt::Debug {
     fn columns(&self, _cpu: &Cpu, _weight: &dyn Weight) -> Result<Box<dyn Columns>> {
         Err(Error::invalid(format!(
             "{} chooses the codes of a block together and cannot round one column at a time; \
-             take int4-weight-only, int8-weight-only or intx-weight-only as the base",
+             take int4-weight-only, int8-weight-only, intx-weight-only, an mx- or an nvfp4- workflow as the base",
             self.name()
         )))
     }

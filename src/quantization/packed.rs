@@ -170,11 +170,7 @@ pub(crate) fn quantize_rows(
     let mut codes = Vec::with_capacity(n * k);
     let (mut scale, mut zero, mut dtype) = (Vec::new(), Vec::new(), DType::F32);
     for_row_blocks(cpu, weight, work, |rows: IntxRows| {
-        let unsigned = |code: i16| u8::try_from(code + bias).unwrap_or_default();
-        match rows.codes.dtype() {
-            DType::U8 => codes.extend_from_slice(rows.codes.as_slice::<u8>()?),
-            _ => codes.extend(rows.codes.as_slice::<i8>()?.iter().map(|q| unsigned((*q).into()))),
-        }
+        codes.extend(unsigned(&rows.codes, bias)?);
         dtype = rows.scale.dtype();
         scale.extend(rows.scale.to_f32_vec());
         zero.extend_from_slice(rows.zero_point.as_slice::<i8>()?);
@@ -187,6 +183,24 @@ pub(crate) fn quantize_rows(
         scale: Tensor::new(scale, &shape)?.to_dtype(dtype)?,
         zero_point: if zeros { Some(Tensor::new(zero, &shape)?) } else { None },
     })
+}
+
+/// The parts of a weight that was quantized as a whole.
+pub(crate) fn unsigned_parts(rows: &IntxRows, bias: i16) -> Result<Parts> {
+    Ok(Parts {
+        codes: unsigned(&rows.codes, bias)?,
+        scale: rows.scale.clone(),
+        zero_point: Some(rows.zero_point.clone()),
+    })
+}
+
+/// Codes as they are stored: `bias` above their numbers.
+fn unsigned(codes: &Tensor, bias: i16) -> Result<Vec<u8>> {
+    if codes.dtype() == DType::U8 {
+        return Ok(codes.as_slice::<u8>()?.to_vec());
+    }
+    let stored = |code: &i8| u8::try_from(i16::from(*code) + bias).unwrap_or_default();
+    Ok(codes.as_slice::<i8>()?.iter().map(stored).collect())
 }
 
 fn groups_of(k: usize, group_size: usize) -> Result<usize> {

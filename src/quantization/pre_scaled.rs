@@ -1,4 +1,4 @@
-//! A weight whose input is multiplied first, feature by feature: what AWQ and SmoothQuant make of their base's weight.
+//! A weight whose input is multiplied first, feature by feature: what AWQ, SINQ and SmoothQuant make of a weight.
 //!
 //! `y = inner(x · act_pre_scale)`, as torchao's `SupportsActivationPreScaling` has it (P01, P02).
 
@@ -51,9 +51,9 @@ pub(super) fn read_weight(typed: &Typed<'_>, mut stored: Stored) -> Result<Arc<d
     typed.check_version(1)?;
     let data = typed.known_fields(&["algorithm", "inner"])?;
     let algorithm: String = typed.field("algorithm", String::new())?;
-    if !["awq", "smoothquant"].contains(&algorithm.as_str()) {
+    if !["awq", "sinq", "smoothquant"].contains(&algorithm.as_str()) {
         return Err(Error::invalid(format!(
-            "algorithm is {algorithm:?}; wanted awq or smoothquant"
+            "algorithm is {algorithm:?}; wanted awq, sinq or smoothquant"
         )));
     }
     let shape = stored.shape();

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use super::config::Typed;
 use super::stored::Stored;
 use super::{
-    Recipe, awq, bitnet, codebook, codebook_coreml, embedding, float8, float8_dynamic_int4, floatx,
-    gguf, gptq, groupwise_lut, int4_dynamic_int4, int4_weight_only, int8_dynamic,
-    int8_dynamic_int4, int8_dynamic_intx, int8_lut, int8_static, int8_weight_only,
-    intx_weight_only, mx, nf4, nvfp4, smoothquant, spinquant, uintx_weight_only,
+    Recipe, auto_round, awq, bitnet, codebook, codebook_coreml, embedding, float8,
+    float8_dynamic_int4, floatx, gguf, gptq, groupwise_lut, int4_dynamic_int4, int4_weight_only,
+    int8_dynamic, int8_dynamic_int4, int8_dynamic_intx, int8_lut, int8_static, int8_weight_only,
+    intx_weight_only, mx, nf4, nvfp4, sinq, smoothquant, spinquant, uintx_weight_only,
 };
 use crate::error::Result;
 use crate::model::Weight;
@@ -35,6 +35,7 @@ pub struct Workflow {
 
 /// Every workflow.
 pub const WORKFLOWS: &[Workflow] = &[
+    auto_round::WORKFLOW,
     awq::WORKFLOW,
     bitnet::WORKFLOW,
     codebook::WORKFLOW,
@@ -63,6 +64,7 @@ pub const WORKFLOWS: &[Workflow] = &[
     nf4::WORKFLOW,
     nvfp4::DYNAMIC,
     nvfp4::WEIGHT_ONLY,
+    sinq::WORKFLOW,
     smoothquant::WORKFLOW,
     spinquant::WORKFLOW,
     uintx_weight_only::WORKFLOW,

@@ -5,6 +5,7 @@
 
 mod config;
 mod cursor;
+mod imatrix;
 mod parameters;
 mod reader;
 mod tokenizer;
@@ -20,6 +21,7 @@ use self::reader::GgufFile;
 use super::Checkpoint;
 use crate::error::{Context, Result};
 
+pub use self::imatrix::{Importance, ImportanceMatrix};
 pub use self::write::write;
 
 /// Opens a GGUF file.

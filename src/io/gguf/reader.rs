@@ -51,6 +51,11 @@ impl GgufFile {
         &self.path
     }
 
+    /// The names of all tensors, sorted.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
     pub(super) fn has(&self, tensor: &str) -> bool {
         self.tensors.contains_key(tensor)
     }

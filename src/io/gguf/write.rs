@@ -20,13 +20,20 @@ use crate::tensor::{DType, Tensor};
 const ALIGNMENT: usize = 32;
 
 /// One tensor of the file: where its bytes come from is asked only when they are written.
-struct Entry {
-    name: String,
+pub(super) struct Entry {
+    pub(super) name: String,
     /// The innermost dimension first.
     dims: Vec<u64>,
     block_type: BlockType,
     nbytes: usize,
     bytes: Bytes,
+}
+
+impl Entry {
+    /// A tensor whose bytes are written as they are.
+    pub(super) fn of(name: String, dims: Vec<u64>, block_type: BlockType, tensor: Tensor) -> Entry {
+        Entry { name, dims, block_type, nbytes: tensor.nbytes(), bytes: Bytes::Of(tensor) }
+    }
 }
 
 enum Bytes {
@@ -53,7 +60,7 @@ pub fn write(parts: &Parts<'_>, path: &Path) -> Result<()> {
     files::write_atomically(path, |out| write_file(&head, &entries, out))
 }
 
-fn write_file(head: &Head, entries: &[Entry], out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn write_file(head: &Head, entries: &[Entry], out: &mut dyn Write) -> io::Result<()> {
     let mut bytes = b"GGUF".to_vec();
     bytes.extend(3_u32.to_le_bytes());
     bytes.extend((entries.len() as u64).to_le_bytes());

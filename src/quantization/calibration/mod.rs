@@ -8,12 +8,14 @@
 //! Sequences are drawn by a seed and read in order, and kernels give the same sums on any number of threads: the same
 //! seed gives the same bytes.
 
+mod hessian;
 mod run;
 mod sequences;
 
 use std::fmt;
 use std::sync::Arc;
 
+pub use hessian::Hessian;
 pub(super) use run::wrap_again;
 pub use run::{Calibration, Steps};
 pub use sequences::{Sequences, draw};

@@ -10,15 +10,15 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value as Json};
+use serde_json::Value as Json;
 
 use super::Recipe;
 use super::code_type::CodeType;
-use super::config::{Typed, to_dict};
-use super::intx_options::group_size;
-use super::packed::{Activations, Codec, Kind, PackedWeight, quantize_rows};
-use super::primitives::{Granularity, MappingType, intx_quantize};
-use super::stored::Stored;
+use super::config::to_dict;
+use super::intx_fields::IntxFields;
+use super::intx_options::IntxChooseQParamsAlgorithm;
+use super::packed::{Activations, Kind};
+use super::primitives::{Granularity, MappingType};
 use super::workflows::Workflow;
 use crate::error::{Context as _, Error, Result};
 use crate::kernels::Cpu;
@@ -75,7 +75,7 @@ pub(super) const WORKFLOW: Workflow = Workflow {
         config.check_options()?;
         Ok(Arc::new(config))
     },
-    read_weight: |typed, stored| read_weight(typed, stored, KIND),
+    read_weight: |typed, stored| IntxFields::read(typed, stored, KIND),
 };
 
 pub(super) const TIED_WORKFLOW: Workflow = Workflow {
@@ -90,7 +90,7 @@ pub(super) const TIED_WORKFLOW: Workflow = Workflow {
         config.rows.check_options()?;
         Ok(Arc::new(config))
     },
-    read_weight: |typed, stored| read_weight(typed, stored, TIED_KIND),
+    read_weight: |typed, stored| IntxFields::read(typed, stored, TIED_KIND),
 };
 
 const KIND: Kind = Kind {
@@ -110,70 +110,21 @@ const TIED_KIND: Kind = Kind {
     }),
 };
 
-/// What files keep of the configuration.
-#[derive(Serialize, Deserialize)]
-struct Fields {
-    weight_dtype: CodeType,
-    group_size: usize,
-    mapping_type: MappingType,
-}
-
-impl Fields {
-    fn codec(&self) -> Codec {
-        Codec {
-            bits: self.weight_dtype.bits(),
-            bias: self.weight_dtype.bias(),
-            group_size: self.group_size,
-            zeros: self.mapping_type == MappingType::Asymmetric,
-        }
-    }
-
-    fn details(&self, k: usize) -> String {
-        let Fields { weight_dtype, group_size, mapping_type } = self;
-        match *group_size == k {
-            true => format!("{weight_dtype}, a scale a row, {mapping_type}"),
-            false => format!("{weight_dtype}, group_size {group_size}, {mapping_type}"),
-        }
-    }
-}
-
-fn read_weight(typed: &Typed<'_>, stored: Stored, kind: Kind) -> Result<Arc<dyn Weight>> {
-    let names = ["weight_dtype", "group_size", "mapping_type"];
-    let read = |fields: &Map<String, Json>, (_, k): (usize, usize)| {
-        let fields: Fields = serde_json::from_value(Json::Object(fields.clone()))
-            .map_err(|error| Error::invalid(format!("{}: {error}", kind.weight_type)))?;
-        fields.weight_dtype.check_signed("weight_dtype", true)?;
-        Ok((fields.codec(), fields.details(k)))
-    };
-    Ok(Arc::new(PackedWeight::read(typed, stored, kind, &names, read)?))
-}
-
 impl EmbeddingQuantizer {
     fn check_options(&self) -> Result<()> {
         self.weight_dtype.check_signed("weight_dtype", true)?;
-        group_size(&self.granularity, "granularity", 1).map(|_| ())
+        self.fields(1).map(|_| ())
+    }
+
+    fn fields(&self, k: usize) -> Result<IntxFields> {
+        let granularity = (&self.granularity, "granularity");
+        IntxFields::new(self.weight_dtype, granularity, self.mapping_type, k)
     }
 
     fn quantize_as(&self, cpu: &Cpu, weight: &dyn Weight, kind: Kind) -> Result<Arc<dyn Weight>> {
-        let (n, k) = weight.shape();
-        self.check((n, k))?;
-        let fields = Fields {
-            weight_dtype: self.weight_dtype,
-            group_size: group_size(&self.granularity, "granularity", k)?,
-            mapping_type: self.mapping_type,
-        };
-        let codec = fields.codec();
-        let range = self.weight_dtype.range()?;
-        let parts = quantize_rows(cpu, weight, (codec.bias, codec.zeros), |rows| {
-            intx_quantize(rows, codec.group_size, self.mapping_type, range, None)
-        })?;
-        let data = match serde_json::to_value(&fields) {
-            Ok(Json::Object(map)) => map,
-            _ => Map::new(), // Fields are words and numbers, which always become an object.
-        };
-        let about = (data, fields.details(k));
-        let (shape, dtype) = (((n, k), codec), weight.dtype());
-        Ok(Arc::new(PackedWeight::new(cpu, kind, shape, &parts, dtype, about)?))
+        self.check(weight.shape())?;
+        let choose = (IntxChooseQParamsAlgorithm::Affine, None);
+        self.fields(weight.shape().1)?.quantize(cpu, weight, kind, choose)
     }
 
     /// Quantizes the embedding of `model`. An output layer that was tied to it keeps the old weight.

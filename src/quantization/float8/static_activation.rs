@@ -1,5 +1,5 @@
-//! `Float8StaticActivationFloat8WeightConfig` (P05): float8 weights, and activations rounded to float8 with a scale that
-//! was measured before: `act_quant_scale = amax / 448` of what a calibration saw.
+//! `Float8StaticActivationFloat8WeightConfig` (P05): float8 weights, and activations rounded to float8 with one scale that
+//! is given, or measured on a text: `act_quant_scale = amax / 448` of the largest input that calibration saw.
 
 use std::sync::Arc;
 
@@ -13,6 +13,9 @@ use crate::error::{Error, Result};
 use crate::kernels::Cpu;
 use crate::model::Weight;
 use crate::quantization::Recipe;
+use crate::quantization::calibration::{
+    Calibrated, LayerObserver, check_original, not_without_inputs,
+};
 use crate::quantization::config::{Typed, to_dict};
 use crate::quantization::primitives::{Float8, Granularity, KernelPreference};
 use crate::quantization::stored::Stored;
@@ -22,11 +25,12 @@ use crate::quantization::workflows::Workflow;
 #[derive(clap::Args, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(default)]
 pub struct Float8StaticActivationFloat8WeightConfig {
-    /// torchao's step of calibration; here a scale is given instead, so that it is null.
+    /// torchao's step of calibration; here a scale is given or found in one go, so that it is null.
     #[arg(skip)]
     pub step: Option<String>,
-    /// The scale of activations: the largest that they reach, over 448 (57344 for float8_e5m2)
-    #[arg(long, value_name = "NUMBER", required = true)]
+    /// The scale of activations: the largest that they reach, over 448 (57344 for float8_e5m2); without it, it is found on a
+    /// calibration text
+    #[arg(long, value_name = "NUMBER")]
     pub act_quant_scale: Option<f32>,
     /// The type of activations: float8_e4m3fn or float8_e5m2
     #[arg(long, default_value = "float8_e4m3fn", value_name = "FLOAT8")]
@@ -46,11 +50,11 @@ pub struct Float8StaticActivationFloat8WeightConfig {
     /// Kept for torchao, where it tunes a compiler; it does nothing here.
     #[arg(skip = true)]
     pub set_inductor_config: bool,
-    /// Round results to float8 and back too; wants --output-act-quant-scale
-    #[arg(long, requires = "output_act_quant_scale")]
+    /// Round results to float8 and back too
+    #[arg(long)]
     pub quantize_and_dequantize_output: bool,
-    /// The scale of results
-    #[arg(long, value_name = "NUMBER")]
+    /// The scale of results; found as that of activations is, or given with it
+    #[arg(long, requires = "quantize_and_dequantize_output", value_name = "NUMBER")]
     pub output_act_quant_scale: Option<f32>,
 }
 
@@ -143,7 +147,10 @@ impl Recipe for Float8StaticActivationFloat8WeightConfig {
     }
 
     fn check(&self, (n, k): (usize, usize)) -> Result<()> {
-        self.activation()?;
+        // Scales that are still to be found are sound ones.
+        let found = Self { act_quant_scale: self.act_quant_scale.or(Some(1.0)), ..self.clone() };
+        let output = found.output_act_quant_scale.or(self.act_quant_scale.is_none().then_some(1.0));
+        Self { output_act_quant_scale: output, ..found }.activation()?;
         if n.is_multiple_of(16) && k.is_multiple_of(16) {
             return Ok(());
         }
@@ -154,7 +161,63 @@ impl Recipe for Float8StaticActivationFloat8WeightConfig {
 
     fn quantize(&self, cpu: &Cpu, weight: &dyn Weight) -> Result<Arc<dyn Weight>> {
         self.check(weight.shape())?;
+        if self.act_quant_scale.is_none() {
+            return Err(not_without_inputs(WORKFLOW.name));
+        }
         let format = (self.weight_dtype, &Granularity::PerTensor);
         Ok(Arc::new(quantize(cpu, weight, format, self.activation()?)?))
+    }
+
+    fn calibrated(&self) -> Option<&dyn Calibrated> {
+        if self.act_quant_scale.is_some() { None } else { Some(self) }
+    }
+}
+
+impl Calibrated for Float8StaticActivationFloat8WeightConfig {
+    fn prepare(&self, _fqn: &str, weight: &Arc<dyn Weight>) -> Result<Box<dyn LayerObserver>> {
+        check_original(WORKFLOW.name, weight.as_ref())?;
+        self.check(weight.shape())?;
+        let (config, weight) = (self.clone(), Arc::clone(weight));
+        Ok(Box::new(Watch { config, weight, input: 0.0, output: 0.0 }))
+    }
+}
+
+/// Remembers the largest magnitudes, then quantizes.
+#[derive(Debug)]
+struct Watch {
+    config: Float8StaticActivationFloat8WeightConfig,
+    weight: Arc<dyn Weight>,
+    input: f32,
+    output: f32,
+}
+
+fn largest(so_far: f32, values: &[f32]) -> f32 {
+    values.iter().fold(so_far, |most, value| most.max(value.abs()))
+}
+
+impl LayerObserver for Watch {
+    fn observe(&mut self, cpu: &Cpu, x: &[f32]) -> Result<()> {
+        self.input = largest(self.input, x);
+        if self.config.quantize_and_dequantize_output {
+            let (n, k) = self.weight.shape();
+            let m = x.len().checked_div(k).unwrap_or(0);
+            let mut y = vec![0.0; m * n];
+            self.weight.linear(cpu, x, m, &mut y)?;
+            self.output = largest(self.output, &y);
+        }
+        Ok(())
+    }
+
+    fn convert(&mut self, cpu: &Cpu) -> Result<Arc<dyn Weight>> {
+        let max = self.config.activation_dtype.max();
+        // Inputs that were all 0 get torchao's smallest scale, not 0.
+        let scale = |amax: f32| (amax / max).max(f32::EPSILON);
+        let output = self.config.quantize_and_dequantize_output.then(|| scale(self.output));
+        let config = Float8StaticActivationFloat8WeightConfig {
+            act_quant_scale: Some(scale(self.input)),
+            output_act_quant_scale: self.config.output_act_quant_scale.or(output),
+            ..self.config.clone()
+        };
+        config.quantize(cpu, self.weight.as_ref())
     }
 }

@@ -6,19 +6,30 @@
 //!
 //! A block holds 32 numbers with an f16 scale (and, in the types that end with 1, a minimum), or 256 numbers in sub-blocks whose
 //! scales are small integers themselves (the K types). What is chosen, and how: `aolab_kernels::ggml::quantize`.
+//!
+//! A block's parameters can be chosen so that the columns whose inputs are large lose least: each square of an error is weighed by the
+//! mean square of the column's inputs. `importance` finds these on a text that the model reads first, `imatrix` takes them
+//! from a file of llama.cpp's own tool.
 
+mod importance;
+
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+use self::importance::GgufWithMatrix;
+pub use self::importance::importance_matrix;
 use super::Recipe;
+use super::calibration::{Calibrated, not_without_inputs};
 use super::config::{Typed, to_dict, unknown_field};
 use super::rows::for_row_blocks;
 use super::stored::Stored;
 use super::workflows::Workflow;
 use crate::error::{Error, Result, did_you_mean};
+use crate::io::gguf::ImportanceMatrix;
 use crate::kernels::Cpu;
 use crate::kernels::ggml::{self, BlockType};
 use crate::model::{BlockWeight, Weight};
@@ -31,11 +42,34 @@ pub struct GgufBlockConfig {
     /// The blocks: Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0 of 32 numbers, Q2_K to Q6_K of 256
     #[arg(long = "type", default_value = "Q4_K", value_name = "BLOCK_TYPE")]
     pub block_type: GgufType,
+    /// Weigh each column by the mean square of its inputs; reads a text first
+    #[arg(long)]
+    pub importance: bool,
+    /// Weigh each column as this file says: an importance matrix of llama.cpp (.gguf or .dat), or one that `imatrix` wrote
+    #[arg(long, value_name = "FILE", conflicts_with = "importance")]
+    pub imatrix: Option<PathBuf>,
 }
 
 impl Default for GgufBlockConfig {
     fn default() -> GgufBlockConfig {
-        GgufBlockConfig { block_type: GgufType(BlockType::Q4K) }
+        let block_type = GgufType(BlockType::Q4K);
+        GgufBlockConfig { block_type, importance: false, imatrix: None }
+    }
+}
+
+impl GgufBlockConfig {
+    /// The recipe, with the importance that a file holds: [`GgufBlockConfig::imatrix`] is read here.
+    pub fn recipe(self) -> Result<Arc<dyn Recipe>> {
+        match (&self.imatrix, self.importance) {
+            (None, _) => Ok(Arc::new(self)),
+            (Some(_), true) => Err(Error::usage(
+                "importance is found on a text or taken from an imatrix file; give one of the two",
+            )),
+            (Some(path), false) => {
+                let matrix = ImportanceMatrix::read(path)?;
+                Ok(Arc::new(GgufWithMatrix::new(self, &matrix)))
+            }
+        }
     }
 }
 
@@ -113,7 +147,7 @@ pub(super) const WORKFLOW: Workflow = Workflow {
 };
 
 fn config_from_dict(typed: &Typed<'_>) -> Result<Arc<dyn Recipe>> {
-    Ok(Arc::new(typed.read::<GgufBlockConfig>(VERSION)?))
+    typed.read::<GgufBlockConfig>(VERSION)?.recipe()
 }
 
 fn read_weight(typed: &Typed<'_>, mut stored: Stored) -> Result<Arc<dyn Weight>> {
@@ -158,27 +192,46 @@ impl Recipe for GgufBlockConfig {
     }
 
     fn quantize(&self, cpu: &Cpu, weight: &dyn Weight) -> Result<Arc<dyn Weight>> {
-        let (n, k) = weight.shape();
-        self.check((n, k))?;
-        let ty = self.block_type.block_type();
-        let row = ty.nbytes(k).ok_or_else(|| does_not_divide(ty, k))?;
-        let mut blocks = Vec::with_capacity(n * row);
-        let work = |rows: &Tensor| quantize_rows(ty, &rows.to_f32_vec());
-        for_row_blocks(cpu, weight, work, |part: Vec<u8>| {
-            blocks.extend(part);
-            Ok(())
-        })?;
-        Ok(Arc::new(BlockWeight::new(ty, k, Tensor::new(blocks, &[n, row])?)?))
+        self.check(weight.shape())?;
+        if self.importance {
+            return Err(not_without_inputs(WORKFLOW.name));
+        }
+        blocks_of(cpu, weight, self.block_type.block_type(), None)
+    }
+
+    fn calibrated(&self) -> Option<&dyn Calibrated> {
+        self.importance.then_some(self as _)
     }
 }
 
+/// The blocks of a weight, its columns weighed by `importance`.
+fn blocks_of(
+    cpu: &Cpu,
+    weight: &dyn Weight,
+    ty: BlockType,
+    importance: Option<&[f32]>,
+) -> Result<Arc<dyn Weight>> {
+    let (n, k) = weight.shape();
+    let row = ty.nbytes(k).ok_or_else(|| does_not_divide(ty, k))?;
+    let mut blocks = Vec::with_capacity(n * row);
+    let work = |rows: &Tensor| quantize_rows(ty, &rows.to_f32_vec(), importance);
+    for_row_blocks(cpu, weight, work, |part: Vec<u8>| {
+        blocks.extend(part);
+        Ok(())
+    })?;
+    Ok(Arc::new(BlockWeight::new(ty, k, Tensor::new(blocks, &[n, row])?)?))
+}
+
 /// The blocks of `w`, which must be finite and small enough for f16 scales.
-fn quantize_rows(ty: BlockType, w: &[f32]) -> Result<Vec<u8>> {
+fn quantize_rows(ty: BlockType, w: &[f32], importance: Option<&[f32]>) -> Result<Vec<u8>> {
     if let Some(bad) = w.iter().find(|v| !v.is_finite()) {
         return Err(Error::invalid(format!("a weight is {bad}; {} has no code for it", ty.name())));
     }
     let mut blocks = vec![0; ty.nbytes(w.len()).unwrap_or(0)];
-    ggml::quantize(ty, w, &mut blocks);
+    match importance {
+        Some(importance) => ggml::quantize_weighted(ty, w, importance, &mut blocks),
+        None => ggml::quantize(ty, w, &mut blocks),
+    }
     let mut back = vec![0.0; w.len()];
     ggml::dequantize(ty, &blocks, &mut back);
     match back.iter().zip(w).find(|(back, _)| !back.is_finite()) {

@@ -9,15 +9,14 @@
 //! blocks before it give. Unlike torchao, errors are kept in f32 whatever the weight's dtype, and a scale that a
 //! whole row shares is chosen from the whole row, not from its first 256 columns, which clips the others.
 
-mod hessian;
 mod solve;
 
 use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
 
-pub use self::hessian::Hessian;
 pub use self::solve::{Solver, gptq_quantize};
+pub use super::calibration::Hessian;
 use super::calibration::{Calibrated, LayerObserver, check_original, not_without_inputs};
 use super::config::Typed;
 use super::stored::Stored;

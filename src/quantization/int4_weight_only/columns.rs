@@ -84,6 +84,10 @@ impl Columns for Int4Columns {
         }
     }
 
+    fn step(&self, group: usize, row: usize) -> Option<f32> {
+        self.scale.get(group * self.shape.0 + row).copied()
+    }
+
     fn finish(&self, w: &Tensor) -> Result<Arc<dyn Weight>> {
         let (n, k) = self.shape;
         let groups = k / self.config.group_size;

@@ -10,14 +10,15 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value as Json};
+use serde_json::Value as Json;
 
 use super::Recipe;
 use super::code_type::CodeType;
 use super::config::{Typed, float_dtype_from_word, optional_dtype, to_dict};
-use super::intx_options::{IntxChooseQParamsAlgorithm, IntxPackingFormat, group_size};
-use super::packed::{Activations, Codec, Kind, PackedWeight, quantize_rows};
-use super::primitives::{Granularity, MappingType, intx_quantize};
+use super::intx_fields::IntxFields;
+use super::intx_options::{IntxChooseQParamsAlgorithm, IntxPackingFormat};
+use super::packed::{Activations, Kind};
+use super::primitives::{Granularity, MappingType};
 use super::stored::Stored;
 use super::workflows::Workflow;
 use crate::error::{Error, Result};
@@ -49,8 +50,13 @@ pub struct Int8DynamicActivationIntxWeightConfig {
     /// torchao's layouts; they change no number here
     #[arg(long, default_value = "unpacked-to-int8", value_name = "INTX_FORMAT")]
     pub intx_packing_format: IntxPackingFormat,
-    /// How scales are chosen.
-    #[arg(skip)]
+    /// How scales are chosen: affine (from the extremes) or hqq-scale-only (fitted, symmetric)
+    #[arg(
+        id = "choose_qparams_algorithm",
+        long = "choose-qparams-algorithm",
+        default_value = "affine",
+        value_name = "INTX_ALGORITHM"
+    )]
     pub intx_choose_qparams_algorithm: IntxChooseQParamsAlgorithm,
 }
 
@@ -73,7 +79,7 @@ const VERSION: u64 = 2;
 
 pub(super) const WORKFLOW: Workflow = Workflow {
     name: "int8-dynamic-activation-intx-weight",
-    ids: &["Q14", "X14"],
+    ids: &["Q14", "X14", "N20"],
     config_type: TYPE,
     weight_type: KIND.weight_type,
     granularity: "per-axis:0, per-group:SIZE; activations per token",
@@ -93,33 +99,6 @@ const KIND: Kind = Kind {
     }),
 };
 
-/// What files keep of the configuration.
-#[derive(Serialize, Deserialize)]
-struct Fields {
-    weight_dtype: CodeType,
-    group_size: usize,
-    mapping_type: MappingType,
-}
-
-impl Fields {
-    fn codec(&self) -> Codec {
-        Codec {
-            bits: self.weight_dtype.bits(),
-            bias: self.weight_dtype.bias(),
-            group_size: self.group_size,
-            zeros: self.mapping_type == MappingType::Asymmetric,
-        }
-    }
-
-    fn details(&self, k: usize) -> String {
-        let Fields { weight_dtype, group_size, mapping_type } = self;
-        match *group_size == k {
-            true => format!("{weight_dtype}, a scale a row, {mapping_type}"),
-            false => format!("{weight_dtype}, group_size {group_size}, {mapping_type}"),
-        }
-    }
-}
-
 fn config_from_dict(typed: &Typed<'_>) -> Result<Arc<dyn Recipe>> {
     let config: Int8DynamicActivationIntxWeightConfig = typed.read(VERSION)?;
     config.check_options()?;
@@ -127,14 +106,7 @@ fn config_from_dict(typed: &Typed<'_>) -> Result<Arc<dyn Recipe>> {
 }
 
 fn read_weight(typed: &Typed<'_>, stored: Stored) -> Result<Arc<dyn Weight>> {
-    let names = ["weight_dtype", "group_size", "mapping_type"];
-    let read = |fields: &Map<String, Json>, (_, k): (usize, usize)| {
-        let fields: Fields = serde_json::from_value(Json::Object(fields.clone()))
-            .map_err(|error| Error::invalid(format!("{}: {error}", KIND.weight_type)))?;
-        fields.weight_dtype.check_signed("weight_dtype", true)?;
-        Ok((fields.codec(), fields.details(k)))
-    };
-    Ok(Arc::new(PackedWeight::read(typed, stored, KIND, &names, read)?))
+    IntxFields::read(typed, stored, KIND)
 }
 
 impl Int8DynamicActivationIntxWeightConfig {
@@ -146,7 +118,13 @@ impl Int8DynamicActivationIntxWeightConfig {
                 self.act_mapping_type
             )));
         }
-        group_size(&self.weight_granularity, "weight_granularity", 1).map(|_| ())
+        self.intx_choose_qparams_algorithm.check(self.weight_mapping_type)?;
+        self.fields(1).map(|_| ())
+    }
+
+    fn fields(&self, k: usize) -> Result<IntxFields> {
+        let granularity = (&self.weight_granularity, "weight_granularity");
+        IntxFields::new(self.weight_dtype, granularity, self.weight_mapping_type, k)
     }
 }
 
@@ -165,33 +143,8 @@ impl Recipe for Int8DynamicActivationIntxWeightConfig {
     }
 
     fn quantize(&self, cpu: &Cpu, weight: &dyn Weight) -> Result<Arc<dyn Weight>> {
-        let (n, k) = weight.shape();
-        self.check((n, k))?;
-        let fields = Fields {
-            weight_dtype: self.weight_dtype,
-            group_size: group_size(&self.weight_granularity, "weight_granularity", k)?,
-            mapping_type: self.weight_mapping_type,
-        };
-        let codec = fields.codec();
-        let range = self.weight_dtype.range()?;
-        let parts = quantize_rows(cpu, weight, (codec.bias, codec.zeros), |rows| {
-            intx_quantize(
-                rows,
-                codec.group_size,
-                self.weight_mapping_type,
-                range,
-                self.weight_scale_dtype,
-            )
-        })?;
-        let about = (fields_to_map(&fields), fields.details(k));
-        let dtype = weight.dtype();
-        Ok(Arc::new(PackedWeight::new(cpu, KIND, ((n, k), codec), &parts, dtype, about)?))
-    }
-}
-
-fn fields_to_map(fields: &Fields) -> Map<String, Json> {
-    match serde_json::to_value(fields) {
-        Ok(Json::Object(map)) => map,
-        _ => Map::new(), // Fields are words and numbers, which always become an object.
+        self.check(weight.shape())?;
+        let choose = (self.intx_choose_qparams_algorithm, self.weight_scale_dtype);
+        self.fields(weight.shape().1)?.quantize(cpu, weight, KIND, choose)
     }
 }

@@ -3,13 +3,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::IntxWeightOnlyConfig;
+use super::{IntxWeightOnlyConfig, KIND};
 use crate::error::Result;
 use crate::kernels::Cpu;
 use crate::model::Weight;
 use crate::quantization::Columns;
+use crate::quantization::intx_fields::IntxFields;
 use crate::quantization::packed::Parts;
-use crate::quantization::primitives::{CodeRange, intx_quantize};
+use crate::quantization::primitives::CodeRange;
 use crate::tensor::{DType, Tensor};
 
 /// Scales and zero points of the groups that were started, a column of N each.
@@ -17,6 +18,7 @@ use crate::tensor::{DType, Tensor};
 pub(super) struct IntxColumns {
     cpu: Cpu,
     config: IntxWeightOnlyConfig,
+    fields: IntxFields,
     shape: (usize, usize),
     dtype: DType,
     group_size: usize,
@@ -30,13 +32,15 @@ impl IntxColumns {
         cpu: &Cpu,
         config: &IntxWeightOnlyConfig,
         weight: &dyn Weight,
-        group_size: usize,
     ) -> Result<IntxColumns> {
         let (n, k) = weight.shape();
+        let fields = config.fields(k)?;
+        let group_size = fields.group_size();
         let numel = n * (k / group_size);
         Ok(IntxColumns {
             cpu: cpu.clone(),
             config: config.clone(),
+            fields,
             shape: (n, k),
             dtype: weight.dtype(),
             group_size,
@@ -61,10 +65,9 @@ impl Columns for IntxColumns {
 
     fn start_group(&mut self, group: usize, columns: &Tensor) -> Result<()> {
         let n = self.shape.0;
-        let (mapping, scale_dtype) = (self.config.mapping_type, self.config.scale_dtype);
         let width = columns.dims2()?.1;
         let columns = columns.to_dtype(self.dtype)?;
-        let rows = intx_quantize(&columns, width, mapping, self.range, scale_dtype)?;
+        let rows = self.fields.rows(&columns, width, self.config.choose())?;
         self.scale[group * n..][..n].copy_from_slice(&rows.scale.to_f32_vec());
         self.zero[group * n..][..n].copy_from_slice(&rows.zero_point.to_f32_vec());
         Ok(())
@@ -75,6 +78,10 @@ impl Columns for IntxColumns {
         for (i, (out, w)) in out.iter_mut().zip(w).enumerate() {
             *out = (self.code(*w, first + i) - self.zero[first + i]) * self.scale[first + i];
         }
+    }
+
+    fn step(&self, group: usize, row: usize) -> Option<f32> {
+        self.scale.get(group * self.shape.0 + row).copied()
     }
 
     fn finish(&self, w: &Tensor) -> Result<Arc<dyn Weight>> {
@@ -97,7 +104,7 @@ impl Columns for IntxColumns {
             scale: scale.to_dtype(self.config.scale_dtype.unwrap_or(self.dtype))?,
             zero_point: Some(Tensor::new(zero, &[n, groups])?),
         };
-        self.config.assemble(&self.cpu, self.shape, self.dtype, parts)
+        self.fields.assemble(&self.cpu, (self.shape, self.dtype), KIND, parts)
     }
 }
 

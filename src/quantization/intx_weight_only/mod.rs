@@ -4,6 +4,8 @@
 //! `w = (q − zero_point) · scale` (N02, N03, N04). Scales are of the weight's dtype and at least its smallest normal number; with
 //! another `scale_dtype` they are rounded to it and the codes made again.
 //!
+//! `hqq-scale-only` (N20) fits the scales of a symmetric mapping to the weight instead.
+//!
 //! torchao keeps every code in a byte of its own (`UNPACKED_TO_INT8`), for export. Here codes take the bits that they
 //! have, in memory and in files, and are unpacked in registers.
 
@@ -12,18 +14,19 @@ mod columns;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value as Json};
+use serde_json::Value as Json;
 
 use self::columns::IntxColumns;
 use super::code_type::CodeType;
 use super::config::{Typed, float_dtype_from_word, optional_dtype, to_dict};
-use super::intx_options::{IntxChooseQParamsAlgorithm, IntxPackingFormat, group_size};
-use super::packed::{Activations, Codec, Kind, PackedWeight, Parts, quantize_rows};
-use super::primitives::{Granularity, MappingType, intx_quantize};
+use super::intx_fields::{Choose, IntxFields, WEIGHT_ONLY};
+use super::intx_options::{IntxChooseQParamsAlgorithm, IntxPackingFormat};
+use super::packed::Kind;
+use super::primitives::{Granularity, MappingType};
 use super::stored::Stored;
 use super::workflows::Workflow;
 use super::{Columns, Recipe};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernels::Cpu;
 use crate::model::Weight;
 use crate::tensor::DType;
@@ -48,8 +51,13 @@ pub struct IntxWeightOnlyConfig {
     /// torchao's layout for export; it changes no number.
     #[arg(skip)]
     pub intx_packing_format: IntxPackingFormat,
-    /// How scales are chosen.
-    #[arg(skip)]
+    /// How scales are chosen: affine (from the extremes) or hqq-scale-only (fitted, symmetric)
+    #[arg(
+        id = "choose_qparams_algorithm",
+        long = "choose-qparams-algorithm",
+        default_value = "affine",
+        value_name = "INTX_ALGORITHM"
+    )]
     pub intx_choose_qparams_algorithm: IntxChooseQParamsAlgorithm,
 }
 
@@ -71,7 +79,7 @@ const VERSION: u64 = 2;
 
 pub(super) const WORKFLOW: Workflow = Workflow {
     name: "intx-weight-only",
-    ids: &["Q13", "N15"],
+    ids: &["Q13", "N15", "N20"],
     config_type: TYPE,
     weight_type: KIND.weight_type,
     granularity: "per-axis:0, per-group:SIZE",
@@ -80,38 +88,7 @@ pub(super) const WORKFLOW: Workflow = Workflow {
     read_weight,
 };
 
-const KIND: Kind = Kind {
-    workflow: "intx-weight-only",
-    weight_type: "IntxWeight",
-    activations: Activations::AsTheyAre,
-};
-
-/// What files keep of the configuration.
-#[derive(Serialize, Deserialize)]
-struct Fields {
-    weight_dtype: CodeType,
-    group_size: usize,
-    mapping_type: MappingType,
-}
-
-impl Fields {
-    fn codec(&self) -> Codec {
-        Codec {
-            bits: self.weight_dtype.bits(),
-            bias: self.weight_dtype.bias(),
-            group_size: self.group_size,
-            zeros: self.mapping_type == MappingType::Asymmetric,
-        }
-    }
-
-    fn details(&self, k: usize) -> String {
-        let Fields { weight_dtype, group_size, mapping_type } = self;
-        match *group_size == k {
-            true => format!("{weight_dtype}, a scale a row, {mapping_type}"),
-            false => format!("{weight_dtype}, group_size {group_size}, {mapping_type}"),
-        }
-    }
-}
+const KIND: Kind = WEIGHT_ONLY;
 
 fn config_from_dict(typed: &Typed<'_>) -> Result<Arc<dyn Recipe>> {
     let config: IntxWeightOnlyConfig = typed.read(VERSION)?;
@@ -120,46 +97,24 @@ fn config_from_dict(typed: &Typed<'_>) -> Result<Arc<dyn Recipe>> {
 }
 
 fn read_weight(typed: &Typed<'_>, stored: Stored) -> Result<Arc<dyn Weight>> {
-    let names = ["weight_dtype", "group_size", "mapping_type"];
-    let read = |fields: &Map<String, Json>, (_, k): (usize, usize)| {
-        let fields: Fields = serde_json::from_value(Json::Object(fields.clone()))
-            .map_err(|error| Error::invalid(format!("{}: {error}", KIND.weight_type)))?;
-        fields.weight_dtype.check_signed("weight_dtype", true)?;
-        Ok((fields.codec(), fields.details(k)))
-    };
-    Ok(Arc::new(PackedWeight::read(typed, stored, KIND, &names, read)?))
+    IntxFields::read(typed, stored, KIND)
 }
 
 impl IntxWeightOnlyConfig {
     fn check_options(&self) -> Result<()> {
         self.weight_dtype.check_signed("weight_dtype", true)?;
         self.intx_packing_format.check_unpacked()?;
-        group_size(&self.granularity, "granularity", 1).map(|_| ())
+        self.intx_choose_qparams_algorithm.check(self.mapping_type)?;
+        self.fields(1).map(|_| ())
     }
 
-    fn fields(&self, k: usize) -> Result<Fields> {
-        Ok(Fields {
-            weight_dtype: self.weight_dtype,
-            group_size: group_size(&self.granularity, "granularity", k)?,
-            mapping_type: self.mapping_type,
-        })
+    fn fields(&self, k: usize) -> Result<IntxFields> {
+        let granularity = (&self.granularity, "granularity");
+        IntxFields::new(self.weight_dtype, granularity, self.mapping_type, k)
     }
 
-    /// The weight of parts whose zero points are dropped where the mapping has none.
-    fn assemble(
-        &self,
-        cpu: &Cpu,
-        (n, k): (usize, usize),
-        dtype: DType,
-        mut parts: Parts,
-    ) -> Result<Arc<dyn Weight>> {
-        let fields = self.fields(k)?;
-        let codec = fields.codec();
-        if !codec.zeros {
-            parts.zero_point = None;
-        }
-        let about = (fields_to_map(&fields), fields.details(k));
-        Ok(Arc::new(PackedWeight::new(cpu, KIND, ((n, k), codec), &parts, dtype, about)?))
+    fn choose(&self) -> Choose {
+        (self.intx_choose_qparams_algorithm, self.scale_dtype)
     }
 }
 
@@ -178,26 +133,12 @@ impl Recipe for IntxWeightOnlyConfig {
     }
 
     fn quantize(&self, cpu: &Cpu, weight: &dyn Weight) -> Result<Arc<dyn Weight>> {
-        let (n, k) = weight.shape();
-        self.check((n, k))?;
-        let codec = self.fields(k)?.codec();
-        let range = self.weight_dtype.range()?;
-        let parts = quantize_rows(cpu, weight, (codec.bias, codec.zeros), |rows| {
-            intx_quantize(rows, codec.group_size, self.mapping_type, range, self.scale_dtype)
-        })?;
-        self.assemble(cpu, (n, k), weight.dtype(), parts)
+        self.check(weight.shape())?;
+        self.fields(weight.shape().1)?.quantize(cpu, weight, KIND, self.choose())
     }
 
     fn columns(&self, cpu: &Cpu, weight: &dyn Weight) -> Result<Box<dyn Columns>> {
         self.check(weight.shape())?;
-        let group_size = self.fields(weight.shape().1)?.group_size;
-        Ok(Box::new(IntxColumns::new(cpu, self, weight, group_size)?))
-    }
-}
-
-fn fields_to_map(fields: &Fields) -> Map<String, Json> {
-    match serde_json::to_value(fields) {
-        Ok(Json::Object(map)) => map,
-        _ => Map::new(), // Fields are words and numbers, which always become an object.
+        Ok(Box::new(IntxColumns::new(cpu, self, weight)?))
     }
 }

@@ -6,16 +6,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use super::weight::{self, Activation, MxWeight};
-use super::{BLOCK_SIZE, check_block, quantize};
+use super::{BLOCK_SIZE, MxBlocks, check_block, quantize};
 use crate::error::{Error, Result};
 use crate::kernels::Cpu;
 use crate::kernels::float_linear::Element;
 use crate::model::Weight;
-use crate::quantization::Recipe;
 use crate::quantization::config::{Typed, to_dict};
 use crate::quantization::primitives::{KernelPreference, MxElement, ScaleCalculationMode};
 use crate::quantization::stored::Stored;
 use crate::quantization::workflows::Workflow;
+use crate::quantization::{Columns, Recipe};
 
 /// MX weights, and activations through the same format at every call.
 #[derive(clap::Args, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -99,5 +99,13 @@ impl Recipe for MXDynamicActivationMXWeightConfig {
         let activation =
             Activation::Dynamic { elem_dtype: self.activation_dtype, scaling_mode: mode };
         Ok(Arc::new(quantize(cpu, weight, element, mode, activation)?))
+    }
+
+    fn columns(&self, cpu: &Cpu, weight: &dyn Weight) -> Result<Box<dyn Columns>> {
+        self.check(weight.shape())?;
+        let (element, mode) = (self.weight_dtype, self.scaling_mode);
+        let activation =
+            Activation::Dynamic { elem_dtype: self.activation_dtype, scaling_mode: mode };
+        Ok(MxBlocks::columns(cpu, weight, element, mode, activation))
     }
 }

@@ -19,13 +19,17 @@ pub use weight_only::MXWeightOnlyConfig;
 pub(super) use dynamic::WORKFLOW as DYNAMIC;
 pub(super) use weight_only::WORKFLOW as WEIGHT_ONLY;
 
+use std::sync::Arc;
+
 use crate::error::{Error, Result};
 use crate::kernels::Cpu;
 use crate::kernels::float_linear::{Panels, Scales};
 use crate::model::Weight;
-use crate::quantization::primitives::{MxElement, ScaleCalculationMode, to_mx};
+use crate::quantization::Columns;
+use crate::quantization::block_columns::{BlockColumns, Blocks};
+use crate::quantization::primitives::{MxElement, ScaleCalculationMode, mx_round, to_mx};
 use crate::quantization::rows::for_row_blocks;
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 use weight::{Activation, MxWeight};
 
@@ -61,7 +65,59 @@ fn quantize(
         scales.extend_from_slice(scale.as_slice::<u8>()?);
         Ok(())
     })?;
+    Ok(assemble(cpu, element, ((n, k), weight.dtype()), (&codes, scales), activation))
+}
+
+/// The weight of codes `(N, K)`, one a byte, and scales `(N, K / 32)`.
+fn assemble(
+    cpu: &Cpu,
+    element: MxElement,
+    ((n, k), dtype): ((usize, usize), DType),
+    (codes, scales): (&[u8], Vec<u8>),
+    activation: Activation,
+) -> MxWeight {
     let row = |i: usize, to: &mut [u8]| to.copy_from_slice(&codes[i * k..][..k]);
     let panels = Panels::pack(cpu, element.0, (n, k), Scales::E8m0(scales), row);
-    Ok(MxWeight::new(panels, weight.dtype(), activation))
+    MxWeight::new(panels, dtype, activation)
+}
+
+/// The blocks of a weight, to be filled one column at a time.
+#[derive(Debug)]
+struct MxBlocks {
+    cpu: Cpu,
+    element: MxElement,
+    mode: ScaleCalculationMode,
+    activation: Activation,
+    shape: (usize, usize),
+    dtype: DType,
+}
+
+impl MxBlocks {
+    fn columns(
+        cpu: &Cpu,
+        weight: &dyn Weight,
+        element: MxElement,
+        mode: ScaleCalculationMode,
+        activation: Activation,
+    ) -> Box<dyn Columns> {
+        let (cpu, shape, dtype) = (cpu.clone(), weight.shape(), weight.dtype());
+        let blocks = MxBlocks { cpu, element, mode, activation, shape, dtype };
+        Box::new(BlockColumns::new(blocks, shape, BLOCK_SIZE))
+    }
+}
+
+impl Blocks for MxBlocks {
+    fn scales(&self, columns: &Tensor) -> Result<Tensor> {
+        Ok(to_mx(columns, self.element.0, columns.dims2()?.1, self.mode)?.0)
+    }
+
+    fn round(&self, x: f32, scale: u8) -> (u8, f32) {
+        mx_round(x, scale, self.element.0)
+    }
+
+    fn assemble(&self, codes: &[u8], scales: Vec<u8>) -> Result<Arc<dyn Weight>> {
+        let about = (self.shape, self.dtype);
+        let made = assemble(&self.cpu, self.element, about, (codes, scales), self.activation);
+        Ok(Arc::new(made))
+    }
 }

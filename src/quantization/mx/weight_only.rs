@@ -6,16 +6,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use super::weight::{self, Activation, MxWeight};
-use super::{BLOCK_SIZE, check_block, quantize};
+use super::{BLOCK_SIZE, MxBlocks, check_block, quantize};
 use crate::error::Result;
 use crate::kernels::Cpu;
 use crate::kernels::float_linear::Element;
 use crate::model::Weight;
-use crate::quantization::Recipe;
 use crate::quantization::config::{Typed, to_dict};
 use crate::quantization::primitives::{MxElement, ScaleCalculationMode};
 use crate::quantization::stored::Stored;
 use crate::quantization::workflows::Workflow;
+use crate::quantization::{Columns, Recipe};
 
 /// MX weights, activations as they are.
 #[derive(clap::Args, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -83,5 +83,12 @@ impl Recipe for MXWeightOnlyConfig {
         self.check(weight.shape())?;
         let (element, mode) = (self.weight_dtype, self.scaling_mode);
         Ok(Arc::new(quantize(cpu, weight, element, mode, Activation::AsIs)?))
+    }
+
+    fn columns(&self, cpu: &Cpu, weight: &dyn Weight) -> Result<Box<dyn Columns>> {
+        self.check(weight.shape())?;
+        let (element, mode) = (self.weight_dtype, self.scaling_mode);
+        let activation = Activation::AsIs;
+        Ok(MxBlocks::columns(cpu, weight, element, mode, activation))
     }
 }

@@ -6,14 +6,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use super::weight::{self, Activation, Nvfp4Weight};
-use super::{check_shape, quantize};
+use super::{Nvfp4Blocks, check_shape, quantize};
 use crate::error::{Error, Result};
 use crate::kernels::Cpu;
 use crate::model::Weight;
-use crate::quantization::Recipe;
 use crate::quantization::config::{Typed, to_dict};
 use crate::quantization::stored::Stored;
 use crate::quantization::workflows::Workflow;
+use crate::quantization::{Columns, Recipe};
 
 /// NVFP4 weights, and activations through NVFP4 at every call.
 #[derive(clap::Args, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -94,5 +94,12 @@ impl Recipe for NVFP4DynamicActivationNVFP4WeightConfig {
         let use_dynamic_per_tensor_scale = self.use_dynamic_per_tensor_scale;
         let activation = Activation::Dynamic { use_dynamic_per_tensor_scale };
         Ok(Arc::new(quantize(cpu, weight, use_dynamic_per_tensor_scale, activation)?))
+    }
+
+    fn columns(&self, cpu: &Cpu, weight: &dyn Weight) -> Result<Box<dyn Columns>> {
+        self.check(weight.shape())?;
+        let use_dynamic_per_tensor_scale = self.use_dynamic_per_tensor_scale;
+        let activation = Activation::Dynamic { use_dynamic_per_tensor_scale };
+        Nvfp4Blocks::columns(cpu, weight, use_dynamic_per_tensor_scale, activation)
     }
 }

@@ -17,13 +17,19 @@ pub use weight_only::NVFP4WeightOnlyConfig;
 pub(super) use dynamic::WORKFLOW as DYNAMIC;
 pub(super) use weight_only::WORKFLOW as WEIGHT_ONLY;
 
+use std::sync::Arc;
+
 use crate::error::{Error, Result};
 use crate::kernels::Cpu;
 use crate::kernels::float_linear::{Element, Panels, Scales};
 use crate::model::Weight;
-use crate::quantization::primitives::{nvfp4_quantize, per_tensor_amax_to_scale};
+use crate::quantization::Columns;
+use crate::quantization::block_columns::{BlockColumns, Blocks};
+use crate::quantization::primitives::{
+    NVFP4_BLOCK, nvfp4_quantize, nvfp4_round, per_tensor_amax_to_scale,
+};
 use crate::quantization::rows::for_row_blocks;
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 use weight::{Activation, Nvfp4Weight};
 
@@ -49,15 +55,7 @@ fn quantize(
     activation: Activation,
 ) -> Result<Nvfp4Weight> {
     let (n, k) = weight.shape();
-    let mut largest = 0.0_f32;
-    if two_levels {
-        let work = |rows: &Tensor| Ok(amax(&rows.to_f32_vec()));
-        for_row_blocks(cpu, weight, work, |block| {
-            largest = amax(&[largest, block]);
-            Ok(())
-        })?;
-    }
-    let above = two_levels.then(|| per_tensor_amax_to_scale(largest));
+    let above = scale_above(cpu, weight, two_levels)?;
     // Nothing but zeros, or so little that its scale vanishes: one level holds zeros as well.
     let divisor = above.filter(|above| *above != 0.0);
     let mut codes = Vec::with_capacity(n * k);
@@ -68,8 +66,76 @@ fn quantize(
         scales.extend_from_slice(scale.as_slice::<u8>()?);
         Ok(())
     })?;
+    Ok(assemble(cpu, (weight.shape(), weight.dtype()), (&codes, scales), above, activation))
+}
+
+/// The scale above all blocks, if there is to be one.
+fn scale_above(cpu: &Cpu, weight: &dyn Weight, two_levels: bool) -> Result<Option<f32>> {
+    let mut largest = 0.0_f32;
+    if two_levels {
+        let work = |rows: &Tensor| Ok(amax(&rows.to_f32_vec()));
+        for_row_blocks(cpu, weight, work, |block| {
+            largest = amax(&[largest, block]);
+            Ok(())
+        })?;
+    }
+    Ok(two_levels.then(|| per_tensor_amax_to_scale(largest)))
+}
+
+/// The weight of codes `(N, K)`, one a byte, and scales `(N, K / 16)`.
+fn assemble(
+    cpu: &Cpu,
+    ((n, k), dtype): ((usize, usize), DType),
+    (codes, scales): (&[u8], Vec<u8>),
+    above: Option<f32>,
+    activation: Activation,
+) -> Nvfp4Weight {
     let row = |i: usize, to: &mut [u8]| to.copy_from_slice(&codes[i * k..][..k]);
     let scales = Scales::E4m3 { codes: scales, factor: above.unwrap_or(1.0) };
     let panels = Panels::pack(cpu, Element::E2m1, (n, k), scales, row);
-    Ok(Nvfp4Weight::new(panels, above.is_some(), weight.dtype(), activation))
+    Nvfp4Weight::new(panels, above.is_some(), dtype, activation)
+}
+
+/// The blocks of a weight, to be filled one column at a time. The scale above is that of the weight as it came.
+#[derive(Debug)]
+struct Nvfp4Blocks {
+    cpu: Cpu,
+    above: Option<f32>,
+    activation: Activation,
+    shape: (usize, usize),
+    dtype: DType,
+}
+
+impl Nvfp4Blocks {
+    fn columns(
+        cpu: &Cpu,
+        weight: &dyn Weight,
+        two_levels: bool,
+        activation: Activation,
+    ) -> Result<Box<dyn Columns>> {
+        let above = scale_above(cpu, weight, two_levels)?;
+        let (cpu, shape, dtype) = (cpu.clone(), weight.shape(), weight.dtype());
+        let blocks = Nvfp4Blocks { cpu, above, activation, shape, dtype };
+        Ok(Box::new(BlockColumns::new(blocks, shape, NVFP4_BLOCK)))
+    }
+
+    /// As in [`quantize`].
+    fn divisor(&self) -> Option<f32> {
+        self.above.filter(|above| *above != 0.0)
+    }
+}
+
+impl Blocks for Nvfp4Blocks {
+    fn scales(&self, columns: &Tensor) -> Result<Tensor> {
+        Ok(nvfp4_quantize(columns, self.divisor())?.0)
+    }
+
+    fn round(&self, x: f32, scale: u8) -> (u8, f32) {
+        nvfp4_round(x, scale, self.divisor())
+    }
+
+    fn assemble(&self, codes: &[u8], scales: Vec<u8>) -> Result<Arc<dyn Weight>> {
+        let about = (self.shape, self.dtype);
+        Ok(Arc::new(assemble(&self.cpu, about, (codes, scales), self.above, self.activation)))
+    }
 }

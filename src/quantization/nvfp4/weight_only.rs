@@ -6,14 +6,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use super::weight::{self, Activation, Nvfp4Weight};
-use super::{check_shape, quantize};
+use super::{Nvfp4Blocks, check_shape, quantize};
 use crate::error::Result;
 use crate::kernels::Cpu;
 use crate::model::Weight;
-use crate::quantization::Recipe;
 use crate::quantization::config::{Typed, to_dict};
 use crate::quantization::stored::Stored;
 use crate::quantization::workflows::Workflow;
+use crate::quantization::{Columns, Recipe};
 
 /// NVFP4 weights, activations as they are.
 #[derive(clap::Args, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -69,5 +69,10 @@ impl Recipe for NVFP4WeightOnlyConfig {
         self.check(weight.shape())?;
         let two_levels = self.use_dynamic_per_tensor_scale;
         Ok(Arc::new(quantize(cpu, weight, two_levels, Activation::AsIs)?))
+    }
+
+    fn columns(&self, cpu: &Cpu, weight: &dyn Weight) -> Result<Box<dyn Columns>> {
+        self.check(weight.shape())?;
+        Nvfp4Blocks::columns(cpu, weight, self.use_dynamic_per_tensor_scale, Activation::AsIs)
     }
 }

@@ -137,6 +137,13 @@ fn encode(element: Element, x: f32) -> u8 {
     }
 }
 
+/// The code and the value of `x` in a block whose scale is the byte `scale`: to a power of two there is nothing to round.
+pub fn mx_round(x: f32, scale: u8, element: Element) -> (u8, f32) {
+    let scale = e8m0_decode(scale);
+    let code = encode(element, x / scale);
+    (code, element.decode(code) * scale)
+}
+
 /// `element · 2^(scale − 127)` of every code, f32.
 pub fn from_mx(
     codes: &Tensor,

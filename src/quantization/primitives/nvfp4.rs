@@ -46,6 +46,14 @@ pub fn nvfp4_quantize(x: &Tensor, per_tensor_scale: Option<f32>) -> Result<(Tens
     Ok((Tensor::new(scales, &shape)?, Tensor::new(codes, x.shape())?))
 }
 
+/// The code and the value of `x` in a block whose scale is the byte `scale`.
+pub fn nvfp4_round(x: f32, scale: u8, per_tensor_scale: Option<f32>) -> (u8, f32) {
+    let decoded = e4m3fn_decode(scale);
+    let factor = per_tensor_scale.map_or(1.0 / decoded, |above| 1.0 / above / decoded);
+    let code = floatx_encode(x * factor, 2, 1);
+    (code, Element::E2m1.decode(code) * (per_tensor_scale.unwrap_or(1.0) * decoded))
+}
+
 /// 0 / 0 is a negative NaN on x86, where torchao runs; here it is on every processor.
 fn quotient(a: f32, b: f32) -> f32 {
     if a == 0.0 && b == 0.0 { -f32::NAN } else { a / b }

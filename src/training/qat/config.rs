@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 use super::{affine, float8, int4_weight};
 use crate::autograd::{Tape, Var};
 use crate::error::{Error, Result};
+use crate::kernels::Cpu;
 use crate::quantization::MappingType;
 use crate::quantization::primitives::{Float8, IntType, ZeroPointDomain};
-use crate::tensor::DType;
+use crate::tensor::{DType, Tensor};
 
 /// What shares a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +62,25 @@ impl IntxFakeQuantizeConfig {
             mapping_type: MappingType::Asymmetric,
             ..IntxFakeQuantizeConfig::new(IntType::Int(8), IntxGranularity::PerToken)
         }
+    }
+
+    /// The scale and the zero point of each group of `x (…, K)`, in their precisions: `(rows, K / group)`.
+    pub fn qparams(&self, cpu: &Cpu, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        self.check()?;
+        let k = x.shape().last().copied().unwrap_or(0);
+        let groups = k.checked_div(self.group(k)?).unwrap_or(0);
+        let found = affine::choose(cpu, self, x)?;
+        let shape = [found.scale.len().checked_div(groups).unwrap_or(0), groups];
+        let scale = Tensor::new(found.scale, &shape)?.to_dtype(self.scale_precision)?;
+        let zero = match self.zero_point_precision {
+            #[expect(clippy::cast_possible_truncation, reason = "zero points are whole codes")]
+            DType::I32 => {
+                let zeros = found.zero.into_iter().map(|zero| zero as i32);
+                Tensor::new(zeros.collect::<Vec<i32>>(), &shape)?
+            }
+            float => Tensor::new(found.zero, &shape)?.to_dtype(float)?,
+        };
+        Ok((scale, zero))
     }
 
     /// Numbers that share a scale, in rows of `k`.
