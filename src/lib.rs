@@ -51,6 +51,7 @@ pub mod data;
 pub mod display;
 pub mod error;
 pub mod eval;
+pub mod formats;
 pub mod generate;
 pub mod inspect;
 pub mod io;

@@ -29,11 +29,12 @@ mod dashboard;
 mod distribution;
 mod echo;
 mod eval;
+mod formats;
 mod generate;
 mod help;
 mod history;
-mod info;
 mod imatrix;
+mod info;
 mod load;
 mod mix;
 mod outliers;
@@ -63,7 +64,6 @@ mod undo;
 mod vars;
 mod verify;
 mod watch;
-mod verify;
 
 pub use complete::{Completions, Names, complete, help_at, usage_hint};
 pub use entry::{Command, Entry, Example, Group, Output};
@@ -84,7 +84,7 @@ pub static COMMANDS: &[Entry] = &[
     Entry::of::<compare::Compare>(),
     Entry::of::<distribution::Distribution>(),
     Entry::of::<outliers::Outliers>(),
-    Entry::of::<verify::Verify>(),
+    Entry::of::<formats::Formats>(),
     Entry::of::<bench::Bench>(),
     Entry::of::<verify::Verify>(),
     Entry::of::<generate::Generate>(),

@@ -449,6 +449,7 @@ pub(super) fn words_of(value_name: &str) -> &'static [&'static str] {
         "FORMAT" => &["plain", "tile-packed-to-4d"],
         "WORKFLOW" => &["int4-weight-only", "int8-weight-only"],
         "ALGORITHM" => &["tinygemm", "hqq"],
+        "LAYOUT" => &["aolab", "torchao", "compressed-tensors"],
         "BLOCK_TYPE" => {
             &["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
         }

@@ -8,6 +8,7 @@ use crate::error::{Context as _, Error, Result};
 use crate::io::{self, files};
 use crate::model::{Model, Weight};
 use crate::plot::{Figure, PlotConfig, figure};
+use crate::quantization::Layout;
 use crate::session::Session;
 use crate::table::Table;
 use crate::tensor::Tensor;
@@ -27,6 +28,9 @@ pub(super) struct Save {
     /// A folder, or a file with one of the endings above
     #[arg(value_name = "PATH")]
     path: PathBuf,
+    /// How the folder keeps quantized weights: aolab (every format), torchao (its flattened safetensors), or compressed-tensors
+    #[arg(long, default_value_t, value_name = "LAYOUT")]
+    layout: Layout,
     /// Replace the model that is in the folder already
     #[arg(long)]
     overwrite: bool,
@@ -53,6 +57,11 @@ impl Command for Save {
             line: "quantize tiny int8-weight-only | save tiny.pt; tensors tiny.pt",
             about: "a state dict for PyTorch, and what it holds",
             expect: "model.layers.0.mlp.down_proj.weight",
+        },
+        Example {
+            line: "quantize tiny int8-weight-only | save there --layout torchao; load there | size",
+            about: "a folder for Python's torchao, and back",
+            expect: "int8-weight-only",
         },
         Example {
             line: "load tiny | size | save sizes.csv",
@@ -122,7 +131,11 @@ impl Command for Save {
                 with_parts(&model, |parts| io::gguf::write(parts, path))?;
             }
             "pt" | "pth" => save_state_dict(path, &latest(&[Kind::Model])?.into_model()?)?,
-            _ => save_model(path, &latest(&[Kind::Model])?.into_model()?, self.overwrite)?,
+            _ => {
+                let model = latest(&[Kind::Model])?.into_model()?;
+                let layout = self.layout.of_files();
+                with_parts(&model, |parts| io::save_as(parts, path, self.overwrite, layout))?;
+            }
         }
         session.note(&format!("saved {}", path.display()));
         Ok(input)

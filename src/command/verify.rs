@@ -85,8 +85,7 @@ fn against_golden(session: &mut Session, given: Golden) -> Result<Table> {
     let reports = golden(&cpu, &folder, &given.family, progress)?;
     drop(task);
     let found = table(&reports)?;
-    let off: Vec<&str> =
-        reports.iter().filter(|r| !r.holds()).map(|r| r.family.as_str()).collect();
+    let off: Vec<&str> = reports.iter().filter(|r| !r.holds()).map(|r| r.family.as_str()).collect();
     if given.strict && !off.is_empty() {
         return Err(Error::invalid(format!("{found}\nthese do not hold: {}", off.join(", "))));
     }

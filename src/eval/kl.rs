@@ -34,6 +34,9 @@ pub struct KlResult {
     pub same_top_1_error: f64,
     /// The model's own perplexity at these positions.
     pub perplexity: f64,
+    /// The mean divergence of each window: what two models are compared by, window by window.
+    #[serde(default)]
+    pub window_means: Vec<f64>,
     /// Signal-to-noise ratio (N23) of its logits at these positions, the baseline's as signal.
     pub logits_sqnr_db: f64,
 }
@@ -41,6 +44,20 @@ pub struct KlResult {
 impl KlResult {
     /// The quantiles that are told.
     pub const QUANTILES: [f64; 5] = [0.5, 0.9, 0.95, 0.99, 0.999];
+
+    /// The standard error of the mean over windows, which unlike positions depend little on each other. NaN for one window.
+    pub fn window_error(&self) -> f64 {
+        match self.window_means.len() {
+            0 | 1 => f64::NAN,
+            _ => mean_and_error(&self.window_means).1,
+        }
+    }
+
+    /// How much farther this model is from the baseline than `other`, and the standard error of that over windows.
+    pub fn farther_than(&self, other: &KlResult) -> (f64, f64) {
+        let pairs = self.window_means.iter().zip(&other.window_means);
+        mean_and_error(&pairs.map(|(a, b)| a - b).collect::<Vec<f64>>())
+    }
 }
 
 /// Compares the predictions of each of `models` with those of `base` on the windows of `text`, in one pass: the
@@ -72,6 +89,7 @@ pub fn kl(
             hidden.push(model.read(cpu, &window.tokens)?);
         }
         let positions = window.first_target - 1..window.tokens.len() - 1;
+        tallies.iter_mut().for_each(|tally| tally.windows.push(tally.divergence.len()));
         for start in positions.clone().step_by(LOGIT_ROWS) {
             let rows = start..positions.end.min(start + LOGIT_ROWS);
             let targets = &window.tokens[rows.start + 1..rows.end + 1];
@@ -95,6 +113,8 @@ fn logits_of(model: &Model, cpu: &Cpu, hidden: &[f32], rows: Range<usize>) -> Re
 #[derive(Debug, Default)]
 struct Tally {
     divergence: Vec<f64>,
+    /// Where each window begins among the divergences.
+    windows: Vec<usize>,
     nll: Vec<f64>,
     same: usize,
     power: Power,
@@ -116,6 +136,10 @@ impl Tally {
     fn result(mut self, convention: Convention, context: usize) -> KlResult {
         let n = self.divergence.len() as f64;
         let (mean, mean_error) = mean_and_error(&self.divergence);
+        let ends = self.windows.iter().skip(1).copied().chain([self.divergence.len()]);
+        let windows = self.windows.iter().zip(ends).filter(|(start, end)| *start < end);
+        let window_means =
+            windows.map(|(start, end)| mean_and_error(&self.divergence[*start..end]).0).collect();
         self.divergence.sort_by(f64::total_cmp);
         let agree = self.same as f64 / n;
         KlResult {
@@ -129,6 +153,7 @@ impl Tally {
             same_top_1: agree,
             same_top_1_error: (agree * (1.0 - agree) / (n - 1.0).max(1.0)).sqrt(),
             perplexity: mean_and_error(&self.nll).0.exp(),
+            window_means,
             logits_sqnr_db: self.power.db(),
         }
     }

@@ -23,7 +23,7 @@ use serde_json::Value as Json;
 pub(crate) use self::hf::open_read;
 pub use self::hf::{open_builtin, open_file, open_folder};
 pub use self::hub::{DownloadNote, DownloadProgress, HubConfig, fetch};
-pub use self::save::{Parts, save};
+pub use self::save::{Flat, Layout, Parts, save, save_as};
 use self::source::Source;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};

@@ -71,6 +71,21 @@ impl TensorFile {
         }
     }
 
+    fn safetensors(&self) -> Option<&SafetensorsFile> {
+        match self {
+            TensorFile::Safetensors(file) => Some(file),
+            _ => None,
+        }
+    }
+
+    /// The tensor of a quantized weight; float8 numbers of a safetensors file as their bytes.
+    fn stored(&self, name: &str) -> Result<Tensor> {
+        match self.safetensors() {
+            Some(file) => Ok(file.tensor_or_bytes(name)?.0),
+            None => self.tensor(name),
+        }
+    }
+
     fn tensor(&self, name: &str) -> Result<Tensor> {
         match self {
             TensorFile::Safetensors(file) => file.tensor(name),
@@ -111,7 +126,7 @@ impl FileParameters {
                 }
             }
         }
-        let quantized = quantized_modules(config)?;
+        let quantized = quantized_modules(config, &files)?;
         Ok(FileParameters { files, place, quantized, read_weight })
     }
 
@@ -137,12 +152,13 @@ impl FileParameters {
 
     /// The tensors of a quantized module, by the names that its weight gave them.
     fn tensors_of(&self, module: &str) -> Result<Vec<(String, Tensor)>> {
-        let prefix = format!("{module}.");
+        let flattened = self.quantized.get(module).is_some_and(|meta| meta.get(FLAT).is_some());
+        let prefix = if flattened { format!("{module}._weight_") } else { format!("{module}.") };
         self.place
             .range(prefix.clone()..)
             .map_while(|(name, at)| Some((name.strip_prefix(&prefix)?, name, at)))
             .filter(|(short, _, _)| *short != "bias")
-            .map(|(short, name, at)| Ok((short.to_owned(), self.files[*at].tensor(name)?)))
+            .map(|(short, name, at)| Ok((short.to_owned(), self.files[*at].stored(name)?)))
             .collect()
     }
 }
@@ -204,13 +220,91 @@ pub(super) fn wrong_shape(name: &str, got: &[usize], wanted: &[usize]) -> Error 
     ))
 }
 
+/// What a file of torchao's says of a tensor has this field; ours has not.
+const FLAT: &str = "_tensor_data_names";
+
+/// The modules that torchao flattened, by what the files' metadata say of them (I02).
+fn flattened_modules(files: &[&SafetensorsFile]) -> Result<Map<String, Json>> {
+    let mut modules = Map::new();
+    for file in files {
+        let wrong = |words: String| Error::file(file.path(), words);
+        let Some(names) = file.metadata("tensor_names") else { continue };
+        let names: Vec<String> = serde_json::from_str(names)
+            .map_err(|error| wrong(format!("tensor_names of the metadata: {error}")))?;
+        for name in names {
+            let text = file.metadata(&name).unwrap_or_default();
+            let mut meta: Json = serde_json::from_str(text)
+                .map_err(|error| wrong(format!("the metadata of {name}: {error}")))?;
+            let Some(module) = name.strip_suffix(".weight").filter(|_| meta.get(FLAT).is_some())
+            else {
+                continue;
+            };
+            let qdata = format!("{module}._weight_qdata");
+            if let (true, Some(data)) = (file.contains(&qdata), meta["_data"].as_object_mut())
+                && let Some(kind) = file.tensor_or_bytes(&qdata)?.1
+            {
+                data.insert("stored_as".into(), kind.into());
+            }
+            modules.insert(module.to_owned(), meta);
+        }
+    }
+    if modules.is_empty() {
+        return Err(Error::invalid(
+            "config.json: quant_method is torchao, but the files' metadata name no flattened tensors; \
+             save the model with torchao's flatten_tensor_state_dict",
+        ));
+    }
+    Ok(modules)
+}
+
+/// The modules of compressed-tensors: those that have a scale, each under the group that names it.
+fn compressed_modules(config: &Json, files: &[&SafetensorsFile]) -> Result<Map<String, Json>> {
+    let Some(groups) = config["config_groups"].as_object().filter(|groups| !groups.is_empty())
+    else {
+        return Err(Error::invalid("config.json: quantization_config has no config_groups"));
+    };
+    let mut modules = Map::new();
+    for name in files.iter().flat_map(|file| file.names()) {
+        let Some(module) = name.strip_suffix(".weight_scale") else { continue };
+        let names_it = |target: &Json| {
+            let target = target.as_str().unwrap_or_default();
+            let pattern = target.strip_prefix("re:").and_then(|p| regex::Regex::new(p).ok());
+            target == "Linear" || target == module || pattern.is_some_and(|p| p.is_match(module))
+        };
+        let group = groups.values().find(|group| {
+            group["targets"].as_array().is_some_and(|targets| targets.iter().any(names_it))
+        });
+        let group = group.ok_or_else(|| {
+            Error::invalid(format!("config.json: no group of quantization_config names {module}"))
+        })?;
+        let format = if group["format"].is_string() { &group["format"] } else { &config["format"] };
+        let data = serde_json::json!({
+            "format": format, "weights": group["weights"],
+            "input_activations": group["input_activations"],
+        });
+        let meta =
+            serde_json::json!({ "_type": "compressed-tensors", "_version": 1, "_data": data });
+        modules.insert(module.to_owned(), meta);
+    }
+    Ok(modules)
+}
+
 /// The quantized modules that config.json names. Formats of other programs are refused by their name.
-fn quantized_modules(config: &Map<String, Json>) -> Result<Map<String, Json>> {
+fn quantized_modules(
+    config: &Map<String, Json>,
+    files: &[TensorFile],
+) -> Result<Map<String, Json>> {
     let quantization = match config.get("quantization_config") {
         None | Some(Json::Null) => return Ok(Map::new()),
         Some(quantization) => quantization,
     };
     let method = quantization.get("quant_method").and_then(Json::as_str).unwrap_or("unnamed");
+    let files: Vec<&SafetensorsFile> = files.iter().filter_map(TensorFile::safetensors).collect();
+    match method {
+        "torchao" => return flattened_modules(&files),
+        "compressed-tensors" => return compressed_modules(quantization, &files),
+        _ => {}
+    }
     if method != "aolab" {
         return Err(Error::invalid(format!(
             "config.json: models quantized by {method:?} are not supported; load the unquantized model and quantize it here"

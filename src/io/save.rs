@@ -1,5 +1,6 @@
 //! Writes a model as a Hugging Face folder that [`super::open_folder`] reads back bit for bit.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
@@ -8,9 +9,9 @@ use std::sync::Arc;
 use serde_json::{Map, Value as Json, json};
 
 use super::files;
-use super::safetensors::write_to;
+use super::safetensors::write_to_with;
 use crate::data::Tokenizer;
-use crate::error::{AtPath, Error, Result};
+use crate::error::{AtPath, Context as _, Error, Result};
 use crate::model::{ModelConfig, Weight};
 use crate::tensor::Tensor;
 
@@ -29,16 +30,48 @@ pub struct Parts<'a> {
     pub tokenizer: Option<&'a Tokenizer>,
 }
 
+/// A weight in another program's layout.
+#[derive(Debug)]
+pub struct Flat {
+    /// What the layout says of it.
+    pub meta: Json,
+    /// Its tensors by their short names, and the type that their bytes stand for where it is not their own.
+    pub tensors: Vec<(String, Tensor, Option<&'static str>)>,
+}
+
+/// How another program keeps quantized weights in a folder.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// Between a module's name and those of its tensors.
+    pub separator: &'static str,
+    /// Takes a weight apart.
+    pub flatten: fn(&dyn Weight) -> Result<Flat>,
+    /// config.json's `quantization_config`, of what the layout says of each module and of the linear layers left alone.
+    pub config: fn(&[(String, Json)], &[String]) -> Result<Json>,
+    /// Whether what is said of a weight goes into the metadata of the safetensors file.
+    pub in_metadata: bool,
+}
+
 /// Writes the model to the folder `dir`. It appears under that name only when it is complete; a folder
 /// that is there already is replaced only if `overwrite` says so, and stays if writing fails.
 pub fn save(parts: &Parts<'_>, dir: &Path, overwrite: bool) -> Result<()> {
+    save_as(parts, dir, overwrite, None)
+}
+
+/// [`save`] in the layout of another program.
+pub fn save_as(
+    parts: &Parts<'_>,
+    dir: &Path,
+    overwrite: bool,
+    layout: Option<Layout>,
+) -> Result<()> {
     if dir.symlink_metadata().is_ok() {
         check_replaceable(dir, overwrite)?;
     }
     let partial = files::partial_name(dir)?;
     let written = fs::create_dir(&partial)
         .at(&partial)
-        .and_then(|()| write_files(parts, &partial))
+        .and_then(|()| write_files(parts, &partial, layout))
         .and_then(|()| swap(&partial, dir));
     if written.is_err() {
         // The first error is the one to report; that the rest may stay behind changes nothing in it.
@@ -81,23 +114,86 @@ fn check_replaceable(dir: &Path, overwrite: bool) -> Result<()> {
     ))
 }
 
-fn write_files(parts: &Parts<'_>, dir: &Path) -> Result<()> {
-    let mut tensors = parts.vectors.clone();
+/// What goes into the files of weights, and what config.json says of them.
+#[derive(Default)]
+struct Contents {
+    tensors: Vec<(String, Tensor)>,
+    /// The types that tensors' bytes stand for, where these are not their own.
+    types: BTreeMap<String, &'static str>,
+    metadata: BTreeMap<String, String>,
+    quantization: Option<Json>,
+}
+
+/// Our own layout: every weight as it describes itself.
+fn own_contents(parts: &Parts<'_>) -> Contents {
+    let mut contents = Contents { tensors: parts.vectors.clone(), ..Contents::default() };
     let mut modules = Map::new();
     for (module, weight) in &parts.weights {
         if !weight.meta().is_null() {
             modules.insert(module.clone(), weight.meta());
         }
-        tensors
-            .extend(weight.tensors().into_iter().map(|(name, t)| (format!("{module}.{name}"), t)));
+        let named = weight.tensors().into_iter().map(|(name, t)| (format!("{module}.{name}"), t));
+        contents.tensors.extend(named);
     }
-    let mut config = parts.config.json.clone();
-    config.remove("quantization_config");
     if !modules.is_empty() {
         let quantization = json!({ "quant_method": "aolab", "version": 1, "modules": modules });
+        contents.quantization = Some(quantization);
+    }
+    contents
+}
+
+fn contents_as(parts: &Parts<'_>, layout: Layout) -> Result<Contents> {
+    let mut contents = Contents { tensors: parts.vectors.clone(), ..Contents::default() };
+    let (mut modules, mut plain, mut names) = (Vec::new(), Vec::new(), Vec::new());
+    let dense = json!({ "_type": "Tensor" }).to_string();
+    for (name, _) in &parts.vectors {
+        names.push(name.clone());
+        contents.metadata.insert(name.clone(), dense.clone());
+    }
+    for (module, weight) in &parts.weights {
+        let name = format!("{module}.weight");
+        names.push(name.clone());
+        if weight.meta().is_null() {
+            contents.metadata.insert(name, dense.clone());
+            let named =
+                weight.tensors().into_iter().map(|(part, t)| (format!("{module}.{part}"), t));
+            contents.tensors.extend(named);
+            if module != "model.embed_tokens" {
+                plain.push(module.clone());
+            }
+            continue;
+        }
+        let flat = (layout.flatten)(weight.as_ref()).within(module)?;
+        for (part, tensor, stands_for) in flat.tensors {
+            let name = format!("{module}{}{part}", layout.separator);
+            contents.types.extend(stands_for.map(|kind| (name.clone(), kind)));
+            contents.tensors.push((name, tensor));
+        }
+        contents.metadata.insert(name, flat.meta.to_string());
+        modules.push((module.clone(), flat.meta));
+    }
+    contents.metadata.insert("tensor_names".into(), json!(names).to_string());
+    if !layout.in_metadata {
+        contents.metadata.clear();
+    }
+    if !modules.is_empty() {
+        contents.quantization = Some((layout.config)(&modules, &plain)?);
+    }
+    Ok(contents)
+}
+
+fn write_files(parts: &Parts<'_>, dir: &Path, layout: Option<Layout>) -> Result<()> {
+    let contents = match layout {
+        Some(layout) => contents_as(parts, layout)?,
+        None => own_contents(parts),
+    };
+    let mut config = parts.config.json.clone();
+    config.remove("quantization_config");
+    if let Some(quantization) = contents.quantization {
         config.insert("quantization_config".into(), quantization);
     }
-    write_to(&dir.join("model.safetensors"), &tensors)?;
+    let about = (&contents.types, &contents.metadata);
+    write_to_with(&dir.join("model.safetensors"), &contents.tensors, about)?;
     write_json(&dir.join("config.json"), &Json::Object(config))?;
     if !parts.config.eos_token_ids.is_empty() {
         let generation = json!({

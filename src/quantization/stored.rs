@@ -6,6 +6,7 @@ use serde_json::Value as Json;
 
 use super::WORKFLOWS;
 use super::config::Typed;
+use super::layouts::{compressed, torchao};
 use crate::error::{Context as _, Error, Result};
 use crate::model::Weight;
 use crate::tensor::{DType, Tensor};
@@ -21,6 +22,10 @@ pub fn read_weight(
         Some(workflow) => {
             let stored = Stored { tensors, shape };
             (workflow.read_weight)(&typed, stored).within(typed.name)
+        }
+        None if typed.name == "compressed-tensors" => compressed::read(&typed, tensors, shape),
+        None if torchao::CLASSES.contains(&typed.name) => {
+            torchao::read(&typed, tensors, shape).within(typed.name)
         }
         None => {
             let known: Vec<&str> = WORKFLOWS.iter().map(|w| w.weight_type).collect();

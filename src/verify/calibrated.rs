@@ -8,7 +8,7 @@ use crate::kernels::hadamard as kernel;
 use crate::model::DenseWeight;
 use crate::quantization::awq::{self as awq_search, AwqConfig};
 use crate::quantization::gptq::{Hessian, Solver, gptq_quantize};
-use crate::quantization::primitives::inverse_cholesky_upper;
+use crate::quantization::primitives::{inverse_cholesky_upper, to_blocked};
 use crate::quantization::smoothquant::{SmoothQuantConfig, grow_abs_max, smoothing_factor};
 use crate::quantization::{
     Calibrated as _, CodeType, Granularity, Int4WeightOnlyConfig,
@@ -225,8 +225,12 @@ fn solved(
         }
         ("qdata", false) => tensor.clone(),
         (_, true) => super::linear::transposed(tensor)?,
+        ("scale", _) if base == "nvfp4" => to_blocked(tensor)?.reshape(golden.shape())?,
         (_, false) => tensor.reshape(golden.shape())?,
     };
-    let near = if part == "qdata" { Allowed::But(0.02) } else { Allowed::OfLargest(1e-4) };
+    let near = match golden.dtype() {
+        DType::F32 => Allowed::OfLargest(1e-4),
+        _ => Allowed::But(0.02),
+    };
     checks.near(name, &got, &near)
 }

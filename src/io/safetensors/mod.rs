@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 
 use self::header::{Entry, StoredType};
 pub use self::write::write;
-pub(crate) use self::write::write_to;
+pub(crate) use self::write::{write_to, write_to_with};
 use crate::error::{Error, Result, did_you_mean};
 use crate::io::files;
 use crate::table::{Cell, Table};
-use crate::tensor::{MappedBytes, Tensor};
+use crate::tensor::{DType, MappedBytes, Tensor};
 
 /// An open safetensors file. Its tensors share the mapped bytes, so that reading one copies nothing.
 #[derive(Debug)]
@@ -85,6 +85,23 @@ impl SafetensorsFile {
             table.push([name.as_str().into(), ty.into(), dims.join(" × ").into(), nbytes])?;
         }
         Ok(table)
+    }
+
+    /// The tensor called `name`; one of float8 or e8m0 numbers as its bytes, with the name of their type.
+    pub fn tensor_or_bytes(&self, name: &str) -> Result<(Tensor, Option<&'static str>)> {
+        match self.entries.get(name) {
+            Some(Entry {
+                dtype: StoredType::Unsupported { name: kind, bits: 8 },
+                shape,
+                range,
+            }) if kind.starts_with("F8_") => {
+                let bytes = self.data.slice(range.clone()).ok_or_else(|| {
+                    Error::file(&self.path, format!("tensor {name} lies outside of the file"))
+                })?;
+                Ok((Tensor::mapped(bytes, DType::U8, shape)?, Some(kind)))
+            }
+            _ => Ok((self.tensor(name)?, None)),
+        }
     }
 
     /// The tensor called `name`.

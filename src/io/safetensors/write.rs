@@ -1,5 +1,6 @@
 //! Writes a safetensors file tensor by tensor: nothing is gathered in memory first.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -19,9 +20,21 @@ pub fn write(path: impl AsRef<Path>, tensors: &[(String, Tensor)]) -> Result<()>
     files::write_atomically(path, |out| plan.write(out))
 }
 
+/// The types that tensors' bytes stand for, where these are not their own, and texts of the header.
+pub(crate) type About<'a> = (&'a BTreeMap<String, &'static str>, &'a BTreeMap<String, String>);
+
 /// Writes `tensors` to a new file in a folder that is itself temporary.
 pub(crate) fn write_to(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
-    let plan = Plan::new(tensors).map_err(|words| Error::file(path, words))?;
+    write_to_with(path, tensors, (&BTreeMap::new(), &BTreeMap::new()))
+}
+
+/// [`write_to`] with more in the header.
+pub(crate) fn write_to_with(
+    path: &Path,
+    tensors: &[(String, Tensor)],
+    about: About<'_>,
+) -> Result<()> {
+    let plan = Plan::with(tensors, about).map_err(|words| Error::file(path, words))?;
     files::write_new(path, |out| plan.write(out)).at(path)
 }
 
@@ -33,15 +46,26 @@ pub(crate) struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     pub(crate) fn new(tensors: &'a [(String, Tensor)]) -> Result<Plan<'a>, String> {
+        Plan::with(tensors, (&BTreeMap::new(), &BTreeMap::new()))
+    }
+
+    fn with(
+        tensors: &'a [(String, Tensor)],
+        (types, texts): About<'_>,
+    ) -> Result<Plan<'a>, String> {
         let mut sorted: Vec<_> = tensors.iter().collect();
         sorted.sort_by(|(a, x), (b, y)| y.dtype().size().cmp(&x.dtype().size()).then(a.cmp(b)));
         let mut entries = Map::new();
-        entries.insert("__metadata__".into(), json!({ "format": "pt" }));
+        let mut metadata = json!({ "format": "pt" });
+        for (name, text) in texts {
+            metadata[name.as_str()] = text.as_str().into();
+        }
+        entries.insert("__metadata__".into(), metadata);
         let mut begin = 0;
         for (name, tensor) in &sorted {
             let end = begin + tensor.nbytes();
             let entry = json!({
-                "dtype": name_of(tensor.dtype()),
+                "dtype": types.get(name).copied().unwrap_or(name_of(tensor.dtype())),
                 "shape": tensor.shape(),
                 "data_offsets": [begin, end],
             });

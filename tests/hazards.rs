@@ -1,0 +1,197 @@
+//! Weights that are hard on purpose, through every workflow of the list: what comes out is an error in words or a sound weight, never a
+//! panic and never a NaN that was not there. A workflow that is added to the list is tested from its first day.
+
+#![allow(clippy::panic, reason = "a test fails by panicking")]
+
+use std::sync::Arc;
+
+use aolab::kernels::Cpu;
+use aolab::model::{DenseWeight, Weight};
+use aolab::quantization::{Recipe, WORKFLOWS, Workflow, config_from_dict, read_weight};
+use aolab::rng::Rng;
+use aolab::{DType, Result, Tensor};
+use serde_json::{Value as Json, json};
+
+/// The workflow with its defaults, over an integer base where it wants one.
+fn recipe(workflow: &Workflow) -> Arc<dyn Recipe> {
+    let base = json!({ "_type": "Int8WeightOnlyConfig", "_version": 2, "_data": {} });
+    let dynamic =
+        json!({ "_type": "Int8DynamicActivationInt8WeightConfig", "_version": 2, "_data": {} });
+    let mut faults = Vec::new();
+    for data in [json!({}), json!({ "base_config": base }), json!({ "base_config": dynamic })] {
+        for version in [1, 2] {
+            let json = json!({ "_type": workflow.config_type, "_version": version, "_data": data });
+            match config_from_dict(&json) {
+                Ok(recipe) => return recipe,
+                Err(error) => faults.push(error.to_string()),
+            }
+        }
+    }
+    panic!("{}: no defaults: {faults:?}", workflow.name)
+}
+
+/// The weight that a recipe makes, with inputs for those that look at them.
+fn quantized(recipe: &dyn Recipe, weight: &Arc<dyn Weight>) -> Result<Arc<dyn Weight>> {
+    let cpu = Cpu::new(Some(2));
+    recipe.check(weight.shape())?;
+    let Some(calibrated) = recipe.calibrated() else {
+        return recipe.quantize(&cpu, weight.as_ref());
+    };
+    let mut observer = calibrated.prepare("layer", weight)?;
+    let mut rng = Rng::new(3);
+    let x: Vec<f32> = (0..9 * weight.shape().1).map(|_| rng.normal()).collect();
+    loop {
+        observer.observe(&cpu, &x)?;
+        if !observer.another_pass()? {
+            return observer.convert(&cpu);
+        }
+    }
+}
+
+struct Case {
+    name: &'static str,
+    shape: (usize, usize),
+    value: fn(usize, usize, &mut Rng) -> f32,
+    finite: bool,
+}
+
+fn case(
+    name: &'static str,
+    shape: (usize, usize),
+    value: fn(usize, usize, &mut Rng) -> f32,
+) -> Case {
+    Case { name, shape, value, finite: true }
+}
+
+/// Row and column, and a source of normal numbers.
+fn cases() -> Vec<Case> {
+    let normal = |_, _, rng: &mut Rng| rng.normal() * 0.1;
+    vec![
+        case("normal", (32, 256), normal),
+        case("all zero", (32, 256), |_, _, _| 0.0),
+        case("zero rows and groups", (32, 256), |row, column, rng| {
+            if row % 3 == 0 || column < 64 { 0.0 } else { rng.normal() }
+        }),
+        case("negative zeros", (32, 256), |_, _, _| -0.0),
+        case("one outlier", (32, 256), |row, column, rng| {
+            if (row, column) == (5, 77) { 1000.0 } else { rng.normal() * 0.01 }
+        }),
+        case("denormals", (32, 256), |_, _, rng| rng.normal() * 1e-40),
+        case("tiny", (32, 256), |_, _, rng| rng.normal() * 1e-20),
+        case("one value", (32, 256), |_, _, _| 0.3),
+        case("one sign", (32, 256), |_, _, rng| -rng.normal().abs() - 0.01),
+        case("ties", (32, 256), |_, column, _| {
+            f32::from(u8::try_from(column % 31).unwrap_or(0)) * 0.5 - 7.5
+        }),
+        case("one row", (1, 256), normal),
+        case("one column", (32, 1), normal),
+        case("one number", (1, 1), normal),
+        case("K of no group", (16, 100), normal),
+        case("odd K", (16, 33), normal),
+        case("N of no tile", (19, 256), normal),
+        Case {
+            name: "a NaN",
+            shape: (32, 256),
+            finite: false,
+            value: |row, column, rng| {
+                if (row, column) == (4, 9) { f32::NAN } else { rng.normal() }
+            },
+        },
+        Case {
+            name: "infinities",
+            shape: (32, 256),
+            finite: false,
+            value: |row, column, rng| match (row, column) {
+                (4, 9) => f32::INFINITY,
+                (7, 200) => f32::NEG_INFINITY,
+                _ => rng.normal(),
+            },
+        },
+    ]
+}
+
+fn values(weight: &dyn Weight) -> Vec<f32> {
+    weight.dequantize().expect("a weight has values").to_f32_vec()
+}
+
+fn same(a: &[f32], b: &[f32]) -> bool {
+    a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()))
+}
+
+/// What is asked of a weight that was made.
+fn check(name: &str, case: &Case, w: &[f32], made: &Arc<dyn Weight>) {
+    let (n, k) = case.shape;
+    assert_eq!(made.shape(), case.shape, "{name}");
+    let dq = values(made.as_ref());
+    let back =
+        read_weight(&made.meta(), made.tensors(), (n, k)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    assert!(same(&dq, &values(back.as_ref())), "{name}: saved and read, other values");
+    assert_eq!(back.meta(), made.meta(), "{name}");
+    let x: Vec<f32> =
+        (0..2 * k).map(|i| f32::from(u8::try_from(i % 7).unwrap_or(0)) - 3.0).collect();
+    let mut y = vec![f32::NAN; 2 * n];
+    made.linear(&Cpu::new(Some(2)), &x, 2, &mut y).unwrap_or_else(|e| panic!("{name}: {e}"));
+    if !case.finite {
+        return;
+    }
+    assert!(dq.iter().chain(&y).all(|value| value.is_finite()), "{name}: not finite");
+    let amax = w.iter().fold(0.0_f32, |most, w| most.max(w.abs()));
+    // Two bits too: no value moves by more than the largest magnitude and a little.
+    let off = dq.iter().zip(w).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
+    assert!(off <= 1.1 * amax + 1e-6, "{name}: off by {off} where the largest is {amax}");
+    if amax == 0.0 {
+        assert!(dq.iter().all(|value| *value == 0.0), "{name}: zeros became {off}");
+    }
+}
+
+#[test]
+fn every_workflow_takes_hard_weights_or_says_why_not() {
+    let mut refused = 0;
+    for workflow in WORKFLOWS.iter().filter(|workflow| workflow.name != "spinquant") {
+        let recipe = recipe(workflow);
+        let mut taken = 0;
+        for dtype in [DType::F32, DType::BF16] {
+            for case in cases() {
+                let mut rng = Rng::new(11);
+                let (n, k) = case.shape;
+                let w: Vec<f32> =
+                    (0..n * k).map(|at| (case.value)(at / k, at % k, &mut rng)).collect();
+                let w =
+                    Tensor::new(w, &[n, k]).expect("its shape").to_dtype(dtype).expect("a float");
+                let weight = DenseWeight::shared(w.clone()).expect("a matrix");
+                let name = format!("{}, {}, {dtype}", workflow.name, case.name);
+                match quantized(recipe.as_ref(), &weight) {
+                    Ok(made) => {
+                        check(&name, &case, &w.to_f32_vec(), &made);
+                        taken += 1;
+                    }
+                    Err(error) => {
+                        let words = error.to_string();
+                        assert!(words.len() > 20, "{name}: {words}");
+                        assert!(case.name != "normal", "{name}: {words}");
+                        refused += 1;
+                    }
+                }
+            }
+        }
+        assert!(taken >= 16, "{}: only {taken} cases were taken", workflow.name);
+    }
+    println!("{refused} were refused in words");
+}
+
+/// Experts in one tensor of three dimensions: no model here has them, and a weight says so.
+#[test]
+fn three_dimensions_are_refused_in_words() {
+    let experts = Tensor::zeros(DType::F32, &[4, 32, 64]).expect("zeros");
+    let words = DenseWeight::new(experts).expect_err("no matrix").to_string();
+    assert!(words.contains("[4, 32, 64]"), "{words}");
+    let json: Json = json!({ "_type": "IntxWeight", "_version": 1, "_data": {
+        "dtype": { "_type": "torch.dtype", "_data": "float32" }, "group_size": 32,
+        "weight_dtype": { "_type": "torch.dtype", "_data": "int4" },
+        "mapping_type": { "_type": "MappingType", "_data": "SYMMETRIC" } } });
+    let tensors = vec![
+        ("qdata".to_owned(), Tensor::zeros(DType::U8, &[4, 32, 32]).expect("zeros")),
+        ("scale".to_owned(), Tensor::zeros(DType::F32, &[4, 32, 2]).expect("zeros")),
+    ];
+    assert!(read_weight(&json, tensors, (128, 64)).is_err());
+}
