@@ -125,7 +125,7 @@ impl Command for Formats {
             true => self.calibration.draw(session, &model)?.0,
             false => Vec::new(),
         };
-        let (text, eval) = self.text.read()?;
+        let (text, eval) = self.text.read(session)?;
         let limit = model.config.max_position_embeddings.min(512);
         let decode_context = (limit / 2).min(limit.saturating_sub(self.tokens));
         let config = FormatsConfig { eval, decode_tokens: self.tokens, decode_context };
