@@ -64,6 +64,7 @@ pub mod quantization;
 pub mod report;
 pub mod rng;
 pub mod session;
+pub mod sparsity;
 pub mod store;
 pub mod summary;
 pub mod sweep;

@@ -24,6 +24,7 @@ pub mod adam;
 pub mod attention;
 pub mod attention_training;
 mod block_int16;
+pub mod bsr_linear;
 mod cost;
 pub mod cross_entropy;
 pub mod cuda;
@@ -61,6 +62,7 @@ mod rows;
 mod sample;
 mod shape;
 pub mod softmax;
+pub mod sparse24_linear;
 pub mod stochastic_round;
 
 pub use cost::Cost;

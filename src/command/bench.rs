@@ -13,7 +13,7 @@ use crate::bench::{
 use crate::error::{Context as _, Error, Result};
 use crate::kernels::float_linear::Element;
 use crate::kernels::{Compute, Cpu};
-use crate::model::{DenseWeight, Model, Weight};
+use crate::model::{DenseWeight, Model, Pattern, Weight};
 use crate::quantization::primitives::{Float8, MxElement};
 use crate::quantization::{
     BitNetConfig, CodeType, CodebookCoreMlWeightOnlyConfig, FPXWeightOnlyConfig,
@@ -24,6 +24,7 @@ use crate::quantization::{
 };
 use crate::rng::Rng;
 use crate::session::Session;
+use crate::sparsity::{Int4MarlinSparseConfig, MagnitudeSparsifier};
 use crate::table::Table;
 use crate::tensor::{DType, Tensor};
 use crate::value::{Kind, Value};
@@ -143,6 +144,27 @@ enum Format {
     Fp6E3m2,
     Fp6E2m3,
     Fp5E2m2,
+    #[value(name = "sparse24-bf16")]
+    Sparse24Bf16,
+    #[value(name = "sparse24-int8-weight-only")]
+    Sparse24Int8,
+    #[value(name = "sparse24-int8-dynamic")]
+    Sparse24Int8Dynamic,
+    #[value(name = "sparse24-int4-weight-only")]
+    Sparse24Int4,
+    /// Symmetric, as `sparsify marlin-24` makes it
+    #[value(name = "sparse24-int4-symmetric")]
+    Sparse24Marlin,
+    /// Blocks of 64 of which 80 % are zero
+    #[value(name = "bsr64-f32")]
+    Bsr64F32,
+    #[value(name = "bsr64-bf16")]
+    Bsr64Bf16,
+    /// Weights and activations in bf16
+    #[value(name = "bsr64-bf16-compute")]
+    Bsr64Bf16Compute,
+    #[value(name = "bsr64-int8-weight-only")]
+    Bsr64Int8,
 }
 
 impl Format {
@@ -178,11 +200,23 @@ impl Format {
         Format::Fp6E3m2,
         Format::Fp6E2m3,
         Format::Fp5E2m2,
+        Format::Sparse24Bf16,
+        Format::Sparse24Int8,
+        Format::Sparse24Int8Dynamic,
+        Format::Sparse24Int4,
+        Format::Sparse24Marlin,
+        Format::Bsr64F32,
+        Format::Bsr64Bf16,
+        Format::Bsr64Bf16Compute,
+        Format::Bsr64Int8,
     ];
 
     /// What activations are rounded to.
     fn compute(self) -> Compute {
-        if self == Format::Bf16Compute { Compute::Bf16 } else { Compute::F32 }
+        match self {
+            Format::Bf16Compute | Format::Bsr64Bf16Compute => Compute::Bf16,
+            _ => Compute::F32,
+        }
     }
 
     /// A random weight of this format.
@@ -201,7 +235,33 @@ impl Format {
                 ..Default::default()
             })
         };
+        let pruned = |pattern: Pattern, dtype: DType| {
+            let dense = DenseWeight::shared(dense.to_dtype(dtype)?)?;
+            let config = MagnitudeSparsifier { pattern, sparsity_level: 0.8 };
+            config.check((n, k))?;
+            config.quantize_shared(cpu, &dense)
+        };
+        let (of_four, blocks) = (Pattern::TWO_OF_FOUR, Pattern::Block { size: 64 });
+        let then = |pattern, recipe: &dyn Recipe| {
+            recipe.check((n, k))?;
+            recipe.quantize_shared(cpu, &pruned(pattern, DType::BF16)?)
+        };
         match self {
+            Format::Sparse24Bf16 => pruned(of_four, DType::BF16),
+            Format::Sparse24Int8 => then(of_four, &Int8WeightOnlyConfig::default()),
+            Format::Sparse24Int8Dynamic => {
+                then(of_four, &Int8DynamicActivationInt8WeightConfig::default())
+            }
+            Format::Sparse24Int4 => {
+                then(of_four, &Int4WeightOnlyConfig { group_size, ..Default::default() })
+            }
+            Format::Sparse24Marlin => {
+                let group_size = i64::try_from(group_size).unwrap_or(-1);
+                then(of_four, &Int4MarlinSparseConfig { group_size })
+            }
+            Format::Bsr64F32 => pruned(blocks, DType::F32),
+            Format::Bsr64Bf16 | Format::Bsr64Bf16Compute => pruned(blocks, DType::BF16),
+            Format::Bsr64Int8 => then(blocks, &Int8WeightOnlyConfig::default()),
             Format::Intx1 => intx(1),
             Format::Intx2 => intx(2),
             Format::Intx3 => intx(3),

@@ -4,7 +4,7 @@ use std::fs;
 use std::ops::Range;
 
 use super::entry::Entry;
-use super::{COMMANDS, find, quantize};
+use super::{COMMANDS, find, quantize, sparsify};
 use crate::io::BUILTIN_MODELS;
 use crate::language::{Token, TokenKind, lex, quote};
 use crate::plot::PlotKind;
@@ -196,10 +196,17 @@ fn values_of(names: &Names, arg: &clap::Arg, typed: &str) -> Vec<String> {
         }
         "LAYER" | "REGEX" => names.layers.clone(),
         "COLUMN" => names.columns.clone(),
-        "KIND" => PlotKind::NAMES.iter().map(|(name, _)| (*name).to_owned()).collect(),
+        "KIND" => {
+            let names = PlotKind::NAMES.iter().map(|(name, _)| (*name).to_owned());
+            names.chain([super::plot::SPARSITY.to_owned()]).collect()
+        }
         "FILE" | "DIR" | "PATH" => paths(typed),
         "COMMAND" => COMMANDS.iter().map(|entry| entry.name.to_owned()).collect(),
-        _ => quantize::words_of(name).iter().map(|word| (*word).to_owned()).collect(),
+        _ => [quantize::words_of(name), sparsify::words_of(name)]
+            .concat()
+            .iter()
+            .map(|word| (*word).to_owned())
+            .collect(),
     }
 }
 

@@ -44,6 +44,14 @@ enum Measure {
         #[command(flatten)]
         text: TextArgs,
     },
+    /// Where a model's zeros are, in which pattern, and with a baseline what they cost each layer
+    Sparsity {
+        /// The baseline: a $variable, or anything that load takes; with one, a text is read
+        #[arg(value_name = "MODEL")]
+        base: Option<String>,
+        #[command(flatten)]
+        text: TextArgs,
+    },
     /// Signal-to-noise of each layer and of the logits against a baseline's
     Sqnr {
         /// The baseline: a $variable, or anything that load takes
@@ -122,6 +130,11 @@ impl Command for Eval {
             expect: "mlp.down_proj",
         },
         Example {
+            line: "load tiny | sparsify magnitude --pattern 2:4 | eval sparsity tiny --windows 1",
+            about: "where the zeros are, and what they cost each layer",
+            expect: "2:4 holds",
+        },
+        Example {
             line: "load tiny | eval perplexity --windows 1 --kv-cache int8",
             about: "with keys and values in 8 bits",
             expect: "kv-int8",
@@ -165,6 +178,26 @@ impl Command for Eval {
                 let (words, config) = text.read(session)?;
                 let found = eval::kl(&base, &[&model], &cpu, &words, &config, progress)?;
                 found[0].table(&model.name, &base.name, &text.name())?
+            }
+            Measure::Sparsity { base, text } => {
+                let mut layers = eval::sparsity(&model)?;
+                if let Some(base) = base {
+                    let base = session.model_called(base)?;
+                    let (words, mut config) = text.read()?;
+                    config.windows = config.windows.or(Some(8));
+                    let errors = eval::sqnr(&base, &model, &cpu, &words, &config, progress)?;
+                    eval::with_errors(&mut layers, &errors);
+                    let found = eval::perplexity(&model, &cpu, &words, &config, &mut |_, _| true)?;
+                    let mut table = eval::sparsity_table(&model.name, &layers)?;
+                    table.note(format!(
+                        "perplexity {:.3} over {} windows of {}",
+                        found.perplexity,
+                        config.windows.unwrap_or_default(),
+                        text.name()
+                    ));
+                    return Ok(Value::Table(table));
+                }
+                eval::sparsity_table(&model.name, &layers)?
             }
             Measure::Sqnr { base, text } => {
                 let base = session.model_called(base)?;

@@ -55,6 +55,7 @@ mod set;
 mod shapes;
 mod show;
 mod size;
+mod sparsify;
 mod spinquant;
 mod stats;
 mod sweep;
@@ -74,6 +75,7 @@ pub use reference::{overview, reference_page};
 pub static COMMANDS: &[Entry] = &[
     Entry::of::<load::Load>(),
     Entry::of::<quantize::Quantize>(),
+    Entry::of::<sparsify::Sparsify>(),
     Entry::of::<spinquant::SpinQuant>(),
     Entry::of::<imatrix::Imatrix>(),
     Entry::of::<train::Train>(),

@@ -1,19 +1,29 @@
 //! `plot`
 
+use std::str::FromStr;
+
 use super::{Command, Example, Group, Output};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::eval::mask_table;
+use crate::model::Model;
 use crate::plot::{PlotConfig, PlotKind, Theme, figure};
 use crate::session::Session;
 use crate::value::{Kind, Value};
 
-/// Draw a table: in the terminal, and by `save NAME.svg` or NAME.png as a file.
+/// Draw a table, or a layer's zeros: in the terminal, and by `save NAME.svg` or NAME.png as a file.
 ///
 /// Columns that are not named are chosen: the first texts and the first numbers.
 #[derive(Debug, clap::Args)]
 pub(super) struct Plot {
-    /// bars, lines, scatter, histogram, heat-map, layer-map (layers by blocks) or timeline
+    /// bars, lines, scatter, histogram, heat-map, layer-map (layers by blocks) or timeline of a table; sparsity of a model
     #[arg(value_name = "KIND", default_value = "bars")]
-    kind: PlotKind,
+    kind: What,
+    /// For sparsity: whose zeros [default: those of the first sparse layer]
+    #[arg(long, value_name = "LAYER")]
+    layer: Option<String>,
+    /// For sparsity: only so many rows and columns of the layer, from its first on
+    #[arg(long, value_name = "SIZE")]
+    corner: Option<usize>,
     /// The column along x; for bars and heat maps the one that names the rows
     #[arg(long, value_name = "COLUMN")]
     x: Option<String>,
@@ -49,10 +59,34 @@ pub(super) struct Plot {
     height: Option<u32>,
 }
 
+/// A chart of a table, or the zeros of a model.
+#[derive(Clone, Copy, Debug)]
+enum What {
+    Chart(PlotKind),
+    Sparsity,
+}
+
+impl FromStr for What {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<What> {
+        if word == SPARSITY {
+            return Ok(What::Sparsity);
+        }
+        word.parse().map(What::Chart)
+    }
+}
+
+/// The kind that is not a chart of a table.
+pub(super) const SPARSITY: &str = "sparsity";
+
+/// Cells of a picture of zeros along a side.
+const CELLS: usize = 96;
+
 impl Command for Plot {
     const NAME: &'static str = "plot";
     const GROUP: Group = Group::See;
-    const INPUT: &'static [Kind] = &[Kind::Table];
+    const INPUT: &'static [Kind] = &[Kind::Table, Kind::Model];
     const OUTPUT: Output = Output::Is(Kind::Figure);
     const EXAMPLES: &'static [Example] = &[
         Example {
@@ -70,11 +104,26 @@ impl Command for Plot {
             about: "which layers lost most: a shade a layer, blocks across",
             expect: "self_attn.q_proj",
         },
+        Example {
+            line: "load tiny | sparsify magnitude --pattern 2:4 | plot sparsity --corner 32",
+            about: "which weights of the first layer's corner are kept",
+            expect: "kept",
+        },
     ];
 
-    fn run(self, _session: &mut Session, input: Value) -> Result<Value> {
+    fn run(self, session: &mut Session, input: Value) -> Result<Value> {
+        let wanted = if matches!(self.kind, What::Sparsity) { Kind::Model } else { Kind::Table };
+        // A table and a model may both be there: each kind of chart takes the latest of its own.
+        let input = match session.latest(&[wanted]) {
+            Some(latest) if input.kind() != wanted => latest.clone(),
+            _ => input,
+        };
+        let kind = match self.kind {
+            What::Chart(kind) => kind,
+            What::Sparsity => return self.sparsity(&input.into_model()?),
+        };
         let config = PlotConfig {
-            kind: self.kind,
+            kind,
             x: self.x,
             y: self.y,
             by: self.by,
@@ -88,5 +137,23 @@ impl Command for Plot {
             height: self.height,
         };
         figure(&input.into_table()?, &config).map(Value::from)
+    }
+}
+
+impl Plot {
+    fn sparsity(self, model: &Model) -> Result<Value> {
+        let table = mask_table(model, self.layer.as_deref(), self.corner, CELLS)?;
+        let columns = table.columns().iter().skip(1).map(|column| column.name.clone());
+        let config = PlotConfig {
+            kind: PlotKind::HeatMap,
+            x: Some(table.columns()[0].name.clone()),
+            y: columns.collect(),
+            title: self.title,
+            theme: self.theme,
+            width: self.width,
+            height: self.height.or(Some(self.width)),
+            ..PlotConfig::default()
+        };
+        figure(&table, &config).map(Value::from)
     }
 }

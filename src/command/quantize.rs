@@ -11,7 +11,7 @@ use super::recipe_words::{AutoRoundArgs, AwqArgs, GptqArgs, RecipeWords, SmoothQ
 use super::{Command, Example, Group, Output};
 use crate::error::{Context as _, Error, Result};
 use crate::io::files;
-use crate::model::{Linear, Model};
+use crate::model::{Linear, Model, sparse_of};
 use crate::quantization::calibration::needs_calibration;
 use crate::quantization::{
     AutoRoundConfig, AwqConfig, BitNetConfig, CodebookCoreMlWeightOnlyConfig,
@@ -304,6 +304,15 @@ impl Command for Quantize {
         let chosen = |fqn: &str, linear: &Linear| {
             is_linear(fqn, linear) && filter.as_ref().is_none_or(|regex| regex.is_match(fqn))
         };
+        let sparse = |(fqn, linear): &&(String, Linear)| {
+            chosen(fqn, linear) && sparse_of(&linear.weight).is_some()
+        };
+        let sparse = model.linears().iter().filter(sparse).count();
+        if sparse > 0 {
+            session.note(&format!(
+                "{sparse} of these layers are sparse: scales are chosen from the pruned weights, and the zeros stay"
+            ));
+        }
         let label = match &self.workflow {
             Some(Workflow::Auto(_)) => Some("auto"),
             Some(Workflow::Autoquant(_)) => Some("autoquant"),

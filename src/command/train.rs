@@ -15,6 +15,7 @@ use crate::training::float8::{self, Recipe};
 use crate::training::int8::{BitNetRule, Int8MixedRule};
 use crate::training::optim::{AdamConfig, OptimizerConfig, StateBits};
 use crate::training::qat::{LoraConfig, QatConfig, QatRule};
+use crate::training::semi_sparse::{Gradient, SemiSparseRule, Side};
 use crate::training::{
     Corpus, Curve, Ended, LinearRule, MatmulPrecision, Parameters, Plain, RunOptions, Schedule,
     TrainConfig, Trainer, initialize,
@@ -152,6 +153,10 @@ enum Linears {
     Int8MixedPrecision,
     /// Weights −1, 0 and 1, activations in int8
     Bitnet,
+    /// Weights 2:4, chosen anew at every call
+    SemiSparse,
+    /// Inputs 2:4, chosen anew at every call
+    SemiSparseActivation,
 }
 
 impl Linears {
@@ -163,8 +168,14 @@ impl Linears {
             Linears::Float8RowwiseWithGwHp => Some(float8::rule(Recipe::RowwiseWithGwHp)),
             Linears::Int8MixedPrecision => Some(Arc::new(Int8MixedRule::default())),
             Linears::Bitnet => Some(Arc::new(BitNetRule)),
+            Linears::SemiSparse => Some(semi_sparse(Side::Weight)),
+            Linears::SemiSparseActivation => Some(semi_sparse(Side::Input)),
         }
     }
+}
+
+fn semi_sparse(side: Side) -> Arc<dyn LinearRule> {
+    Arc::new(SemiSparseRule { side, gradient: Gradient::Ste })
 }
 
 #[derive(Debug, clap::Args)]

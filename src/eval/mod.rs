@@ -4,6 +4,7 @@ mod kl;
 mod kv_cache;
 mod perplexity;
 mod report;
+mod sparsity;
 mod sqnr;
 mod windows;
 
@@ -11,6 +12,7 @@ pub(crate) use kl::divergences;
 pub use kl::{KlResult, kl};
 pub use kv_cache::kv_cache;
 pub use perplexity::{PerplexityResult, perplexity};
+pub use sparsity::{LayerSparsity, mask_table, sparsity, sparsity_table, with_errors};
 pub use sqnr::{LayerSqnr, SqnrResult, sqnr};
 pub use windows::{Convention, Window, cut};
 

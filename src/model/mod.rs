@@ -6,6 +6,7 @@ mod cuda;
 mod device_form;
 mod forward;
 mod llama;
+mod sparse;
 mod weight;
 
 pub use block_weight::BlockWeight;
@@ -14,6 +15,7 @@ pub use cuda::{PlacedReport, to_device};
 pub use device_form::DeviceForm;
 pub use forward::{Context, NoObserver, Observer};
 pub use llama::{Layer, Linear, Model};
+pub use sparse::{Mask, Pattern, Sparse, sparse_of};
 pub use weight::{
     DenseWeight, InputTransform, Job, Weight, check_linear, dequantize_then_multiply,
     dequantize_then_multiply_name,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use aolab_kernels::{Compute, Cost, Cpu, Shape, dense_linear};
 use serde_json::Value as Json;
 
+use super::Sparse;
 use super::device_form::{DeviceForm, dense_bf16};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
@@ -81,6 +82,11 @@ pub trait Weight: Any + Send + Sync + fmt::Debug {
 
     /// The weight as one that changes its input and hands it to another, if it is such a one.
     fn as_transform(&self) -> Option<&dyn InputTransform> {
+        None
+    }
+
+    /// The weight as one whose zeros have to stay, if it is such a one.
+    fn as_sparse(&self) -> Option<&dyn Sparse> {
         None
     }
 

@@ -13,6 +13,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::{FqnToConfig, Recipe, WORKFLOWS};
 use crate::error::{Error, Result, did_you_mean};
+use crate::sparsity::SPARSIFIERS;
 use crate::tensor::DType;
 
 /// The configuration as torchao's `config_to_dict` writes it.
@@ -26,10 +27,14 @@ pub fn config_from_dict(json: &Json) -> Result<Arc<dyn Recipe>> {
     if matches!(typed.name, "FqnToConfig" | "ModuleFqnToConfig") {
         return Ok(Arc::new(FqnToConfig::from_typed(&typed)?));
     }
+    if let Some(sparsifier) = SPARSIFIERS.iter().find(|one| one.config_type == typed.name) {
+        return (sparsifier.config_from_dict)(&typed);
+    }
     match WORKFLOWS.iter().find(|workflow| workflow.config_type == typed.name) {
         Some(workflow) => (workflow.config_from_dict)(&typed),
         None => {
             let mut known: Vec<&str> = WORKFLOWS.iter().map(|w| w.config_type).collect();
+            known.extend(SPARSIFIERS.iter().map(|one| one.config_type));
             known.push("FqnToConfig");
             Err(typed.unknown_type(typed.name, &known))
         }

@@ -48,7 +48,7 @@ mod rows;
 pub mod sinq;
 pub mod smoothquant;
 pub mod spinquant;
-mod stored;
+pub(crate) mod stored;
 pub mod uintx_weight_only;
 mod workflows;
 
@@ -118,6 +118,12 @@ pub trait Recipe: Send + Sync + std::fmt::Debug {
     /// Quantizes `weight`, a few rows at a time, on the threads of `cpu`.
     fn quantize(&self, cpu: &Cpu, weight: &dyn Weight) -> Result<Arc<dyn Weight>>;
 
+    /// The same of a weight that may be kept inside the new one, as recipes of sparsity do with quantized weights.
+    fn quantize_shared(&self, cpu: &Cpu, weight: &Arc<dyn Weight>) -> Result<Arc<dyn Weight>> {
+        let quantized = self.quantize(cpu, weight.as_ref())?;
+        keep_zeros(weight.as_ref(), quantized)
+    }
+
     /// The recipe as one that looks at a layer's inputs first, if it is such a one.
     fn calibrated(&self) -> Option<&dyn Calibrated> {
         None
@@ -141,6 +147,14 @@ pub trait Recipe: Send + Sync + std::fmt::Debug {
     /// words what a person may not have meant.
     fn check_layers(&self, _fqns: &[&str]) -> Result<Vec<String>> {
         Ok(Vec::new())
+    }
+}
+
+/// Puts the zeros of a sparse weight back into what it was quantized to.
+pub(crate) fn keep_zeros(from: &dyn Weight, quantized: Arc<dyn Weight>) -> Result<Arc<dyn Weight>> {
+    match from.as_sparse() {
+        Some(sparse) if quantized.as_sparse().is_none() => sparse.around(quantized),
+        _ => Ok(quantized),
     }
 }
 

@@ -227,7 +227,7 @@ fn apply(
     while let Some(transform) = inner.as_transform() {
         inner = transform.inner();
     }
-    let weight = recipe.quantize(cpu, inner.as_ref()).within(&fqn)?;
+    let weight = recipe.quantize_shared(cpu, inner).within(&fqn)?;
     let weight = wrap_again(linear.weight.as_transform(), weight)?;
     let (workflow, nbytes_after) = (weight.workflow(), weight.nbytes());
     model.set_weight(&fqn, weight)?;

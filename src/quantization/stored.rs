@@ -9,6 +9,7 @@ use super::config::Typed;
 use super::layouts::{compressed, torchao};
 use crate::error::{Context as _, Error, Result};
 use crate::model::Weight;
+use crate::sparsity::FORMATS;
 use crate::tensor::{DType, Tensor};
 
 /// The weight `(N, K)` whose [`Weight::meta`] is `meta` and whose [`Weight::tensors`] are `tensors`.
@@ -18,6 +19,9 @@ pub fn read_weight(
     shape: (usize, usize),
 ) -> Result<Arc<dyn Weight>> {
     let typed = Typed::of(meta, "a weight's format")?;
+    if let Some((name, read)) = FORMATS.iter().find(|(name, _)| *name == typed.name) {
+        return read(&typed, Stored { tensors, shape }).within(name);
+    }
     match WORKFLOWS.iter().find(|workflow| workflow.weight_type == typed.name) {
         Some(workflow) => {
             let stored = Stored { tensors, shape };
@@ -28,7 +32,8 @@ pub fn read_weight(
             torchao::read(&typed, tensors, shape).within(typed.name)
         }
         None => {
-            let known: Vec<&str> = WORKFLOWS.iter().map(|w| w.weight_type).collect();
+            let mut known: Vec<&str> = WORKFLOWS.iter().map(|w| w.weight_type).collect();
+            known.extend(FORMATS.iter().map(|(name, _)| *name));
             Err(typed.unknown_type(typed.name, &known))
         }
     }

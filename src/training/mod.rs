@@ -15,7 +15,9 @@ pub mod optim;
 mod parameters;
 pub mod qat;
 mod rule;
+pub mod semi_sparse;
 mod trainer;
+mod zeros;
 
 pub use config::{MatmulPrecision, Schedule, TrainConfig};
 pub use curve::{Curve, Point};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::checkpoint;
 use super::curve::{Curve, Point};
 use super::optim::{Optimizer, Update};
+use super::zeros::Zeros;
 use super::{Batch, Corpus, ForwardOptions, LinearRule, Network, Parameters, TrainConfig, Windows};
 use crate::autograd::Tape;
 use crate::error::{Context as _, Error, Result};
@@ -26,6 +27,8 @@ pub struct Trainer {
     model: Model,
     network: Network,
     rule: Arc<dyn LinearRule>,
+    /// What stays zero.
+    zeros: Zeros,
     windows: Windows,
     held_out: Option<Batch>,
     /// Where the last good state is, for error messages.
@@ -74,6 +77,7 @@ impl Trainer {
             windows: Windows::new(corpus, config.sequence, config.seed)?,
             optimizer: Optimizer::new(config.optimizer.clone(), config.seed)?,
             network: Network::new(Arc::clone(&model.config)),
+            zeros: Zeros::of(model)?,
             model: model.clone(),
             curve: Curve::default(),
             held_out: None,
@@ -130,7 +134,8 @@ impl Trainer {
     /// The model as it is now, of the plain architecture.
     pub fn model(&self) -> Result<Model> {
         let name = format!("{}·trained", self.model.name);
-        self.rule.finish(&self.parameters)?.to_model(&self.model, &name)
+        let dense = self.rule.finish(&self.parameters)?.to_model(&self.model, &name)?;
+        self.zeros.around(dense)
     }
 
     /// Loss, learning rate, gradient norm and held-out loss of every step.
@@ -294,7 +299,8 @@ impl Trainer {
             let decays = shape.len() > 1;
             let update = Update { name: &name, gradient: &gradient, lr, decays };
             let moved = self.optimizer.step(cpu, parameter, &update)?;
-            self.parameters.set(&name, moved);
+            let kept = self.zeros.put_back(&name, moved)?;
+            self.parameters.set(&name, kept);
         }
         Ok(())
     }

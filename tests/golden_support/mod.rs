@@ -41,6 +41,13 @@ impl Family {
         }
     }
 
+    /// The bytes of a tensor, for dtypes that a [`Tensor`] does not have.
+    pub(crate) fn raw(&self, name: &str) -> Vec<u8> {
+        let file = SafeTensors::deserialize(&self.bytes).expect("a safetensors file");
+        let view = file.tensor(name).unwrap_or_else(|e| panic!("{}: {name}: {e}", self.name));
+        view.data().to_vec()
+    }
+
     /// Every tensor of the file is an input, or in the layout of one processor, or was computed: bit for bit.
     pub(crate) fn check(&self, computed: &BTreeMap<String, Tensor>, inputs: &[&str]) {
         let file = SafeTensors::deserialize(&self.bytes).expect("a safetensors file");

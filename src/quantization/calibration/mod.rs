@@ -61,7 +61,7 @@ pub fn needs_calibration(model: &Model, recipe: &dyn Recipe) -> bool {
 }
 
 /// The error of a recipe that was asked to quantize without having seen inputs.
-pub(super) fn not_without_inputs(name: &str) -> Error {
+pub(crate) fn not_without_inputs(name: &str) -> Error {
     Error::invalid(format!(
         "{name} looks at a layer's inputs first; run it with quantization::calibration::Calibration"
     ))
@@ -69,7 +69,7 @@ pub(super) fn not_without_inputs(name: &str) -> Error {
 
 /// Refuses a weight that was quantized already: its grid would only be quantized again. Blocks as a GGUF file has
 /// them are as original as it gets.
-pub(super) fn check_original(name: &str, weight: &dyn Weight) -> Result<()> {
+pub(crate) fn check_original(name: &str, weight: &dyn Weight) -> Result<()> {
     let meta = weight.meta();
     let blocks = meta.get("_type").is_some_and(|name| name == BlockWeight::TYPE);
     if meta.is_null() || blocks {

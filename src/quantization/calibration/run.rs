@@ -204,7 +204,7 @@ impl Watched {
             Some(observer) => observer.convert(cpu)?,
             None => {
                 let chosen = chosen(&self.recipe, &self.fqn);
-                chosen.quantize(cpu, innermost(&self.weight).as_ref())?
+                chosen.quantize_shared(cpu, &innermost(&self.weight))?
             }
         };
         wrap_again(self.weight.as_transform(), quantized)
