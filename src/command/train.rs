@@ -16,6 +16,7 @@ use crate::training::int8::{BitNetRule, Int8MixedRule};
 use crate::training::optim::{AdamConfig, OptimizerConfig, StateBits};
 use crate::training::qat::{LoraConfig, QatConfig, QatRule};
 use crate::training::semi_sparse::{Gradient, SemiSparseRule, Side};
+use crate::training::supermask::SupermaskRule;
 use crate::training::{
     Corpus, Curve, Ended, LinearRule, MatmulPrecision, Parameters, Plain, RunOptions, Schedule,
     TrainConfig, Trainer, initialize,
@@ -157,10 +158,12 @@ enum Linears {
     SemiSparse,
     /// Inputs 2:4, chosen anew at every call
     SemiSparseActivation,
+    /// Half of the blocks of 16 of each weight, by scores that are trained instead of the weights
+    Supermask,
 }
 
 impl Linears {
-    fn rule(self) -> Option<Arc<dyn LinearRule>> {
+    fn rule(self, seed: u64) -> Option<Arc<dyn LinearRule>> {
         match self {
             Linears::Plain => None,
             Linears::Float8Tensorwise => Some(float8::rule(Recipe::Tensorwise)),
@@ -170,6 +173,12 @@ impl Linears {
             Linears::Bitnet => Some(Arc::new(BitNetRule)),
             Linears::SemiSparse => Some(semi_sparse(Side::Weight)),
             Linears::SemiSparseActivation => Some(semi_sparse(Side::Input)),
+            Linears::Supermask => Some(Arc::new(SupermaskRule {
+                sparsity_level: 0.5,
+                blocksize: 16,
+                fixed_weight: true,
+                seed,
+            })),
         }
     }
 }
@@ -250,7 +259,7 @@ impl Train {
         let texts = self.data.iter().map(read).collect::<Result<Vec<String>>>()?;
         let (tokenizer, bos) = (model.tokenizer()?, model.config.bos_token_id);
         let corpus = |texts: &[String]| Corpus::of_texts(tokenizer, bos, texts);
-        let rule = self.linear.rule().map_or_else(|| self.qat.rule(seed), Ok)?;
+        let rule = self.linear.rule(seed).map_or_else(|| self.qat.rule(seed), Ok)?;
         let mut trainer = Trainer::new(model, corpus(&texts)?, self.config(seed), rule)?;
         if self.eval_every > 0 {
             trainer.hold_out(corpus(&[texts::read(&self.eval_text)?])?, self.eval_windows)?;

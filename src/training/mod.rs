@@ -16,6 +16,7 @@ mod parameters;
 pub mod qat;
 mod rule;
 pub mod semi_sparse;
+pub mod supermask;
 mod trainer;
 mod zeros;
 
