@@ -183,7 +183,9 @@ impl Command for Eval {
                 let mut layers = eval::sparsity(&model)?;
                 if let Some(base) = base {
                     let base = session.model_called(base)?;
-                    let (words, mut config) = text.read()?;
+                    session.measures(&model, &[text.rows(&model)]);
+                    session.compares_with(&base);
+                    let (words, mut config) = text.read(session)?;
                     config.windows = config.windows.or(Some(8));
                     let errors = eval::sqnr(&base, &model, &cpu, &words, &config, progress)?;
                     eval::with_errors(&mut layers, &errors);

@@ -152,11 +152,17 @@ impl Places<'_> {
 /// Reads what [`Weight::tensors`] and [`Weight::meta`] say.
 pub(crate) fn read_weight(typed: &Typed<'_>, mut stored: Stored) -> Result<Arc<dyn Weight>> {
     typed.check_version(1)?;
-    let data = typed.known_fields(&["blocksize", "blocks", "dtype"])?;
+    let data = typed.known_fields(&["blocksize", "blocks", "dtype", "shape"])?;
     let dtype = dtype_from_dict(data.get("dtype").unwrap_or(&Json::Null))?;
     let block: usize = typed.field("blocksize", 0)?;
     let blocks: usize = typed.field("blocks", 0)?;
     let (n, k) = stored.shape();
+    let shape: [usize; 2] = typed.field("shape", [n, k])?;
+    if shape != [n, k] {
+        return Err(Error::invalid(format!(
+            "shape is {shape:?}; wanted that of the layer, {n} × {k}"
+        )));
+    }
     if !kernel::BLOCKS.contains(&block) {
         return Err(Error::invalid(format!("blocksize is {block}; wanted 16, 32 or 64")));
     }
@@ -256,6 +262,7 @@ impl Weight for BlockSparseWeight {
             "dtype": dtype_to_dict(self.dtype),
             "blocksize": self.block,
             "blocks": self.col.numel(),
+            "shape": [self.shape.0, self.shape.1],
         });
         json!({ "_type": TYPE, "_version": 1, "_data": data })
     }
