@@ -13,6 +13,7 @@ pub use block_weight::BlockWeight;
 pub use config::{ModelConfig, RopeScaling};
 pub use cuda::{PlacedReport, to_device};
 pub use device_form::DeviceForm;
+pub(crate) use device_form::{float_form, packed_form};
 pub use forward::{Context, NoObserver, Observer};
 pub use llama::{Layer, Linear, Model};
 pub use sparse::{Mask, Pattern, Sparse, sparse_of};

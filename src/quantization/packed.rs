@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::kernels::dtypes::{e4m3fn_decode, e4m3fn_encode_saturating};
 use crate::kernels::packed_linear::{self, Activation, Codes, Floats, Offset, Tokens, Values};
 use crate::kernels::{Cost, Cpu, Isa, Shape};
-use crate::model::{Weight, check_linear};
+use crate::model::{DeviceForm, Weight, check_linear, packed_form};
 use crate::tensor::{DType, Tensor};
 
 /// What is done to activations before they are multiplied.
@@ -340,6 +340,14 @@ impl Weight for PackedWeight {
 
     fn nbytes(&self) -> usize {
         self.weight.nbytes()
+    }
+
+    fn device_form(&self) -> Result<Option<DeviceForm<'_>>> {
+        Ok(match self.kind.activations {
+            Activations::AsTheyAre => packed_form(&self.weight, false),
+            Activations::Float8 => packed_form(&self.weight, true),
+            Activations::Tokens(_) => None,
+        })
     }
 
     fn linear(&self, cpu: &Cpu, x: &[f32], m: usize, y: &mut [f32]) -> Result<()> {

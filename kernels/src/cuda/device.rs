@@ -11,7 +11,7 @@ use cudarc::nvrtc::Ptx;
 
 use super::launch::Kernel;
 use super::matmul::Blas;
-use super::memory::Pool;
+use super::memory::{Pool, Scratch};
 use super::sources::Source;
 use super::{Cache, Compiler, CudaError, CudaResult, compile, library};
 
@@ -45,6 +45,8 @@ struct Inner {
     l2_bytes: usize,
     modules: Mutex<HashMap<String, Arc<CudaModule>>>,
     pool: Mutex<Pool>,
+    /// Its buffers hold the device, which lives until the process ends.
+    scratch: Mutex<Scratch>,
     blas: OnceLock<CudaResult<Blas>>,
 }
 
@@ -94,6 +96,7 @@ impl Device {
             l2_bytes: number(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
             modules: Mutex::default(),
             pool: Mutex::default(),
+            scratch: Mutex::default(),
             blas: OnceLock::new(),
             context,
         };
@@ -222,6 +225,10 @@ impl Device {
 
     pub(super) fn pool(&self) -> &Mutex<Pool> {
         &self.0.pool
+    }
+
+    pub(super) fn scratch(&self) -> std::sync::MutexGuard<'_, Scratch> {
+        self.0.scratch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes this GPU the one that the calling thread talks to.

@@ -5,6 +5,7 @@ use std::fmt;
 
 use cudarc::driver::{CudaFunction, DeviceRepr, sys};
 
+use super::tensor_map::TensorMap;
 use super::{Buffer, CudaError, CudaResult, Device};
 
 /// How many blocks of how many threads, and bytes of shared memory a block.
@@ -31,37 +32,64 @@ impl Grid {
     }
 }
 
-/// A kernel's argument: an address or a number, in the low bytes.
+/// A kernel's argument.
 #[derive(Clone, Copy, Debug)]
-pub struct Arg(u64);
+pub struct Arg(Value);
+
+#[derive(Clone, Copy, Debug)]
+enum Value {
+    /// An address or a number, in the low bytes.
+    Word(u64),
+    /// Sixteen bf16 numbers: their low bytes, then their high ones.
+    Table([u32; 8]),
+    Map(TensorMap),
+}
+
+impl Arg {
+    const fn word(word: u64) -> Arg {
+        Arg(Value::Word(word))
+    }
+}
+
+impl From<[u32; 8]> for Arg {
+    fn from(table: [u32; 8]) -> Self {
+        Arg(Value::Table(table))
+    }
+}
+
+impl From<TensorMap> for Arg {
+    fn from(map: TensorMap) -> Self {
+        Arg(Value::Map(map))
+    }
+}
 
 impl From<i32> for Arg {
     fn from(value: i32) -> Self {
-        Arg(u64::from(value.cast_unsigned()))
+        Arg::word(u64::from(value.cast_unsigned()))
     }
 }
 
 impl From<f32> for Arg {
     fn from(value: f32) -> Self {
-        Arg(u64::from(value.to_bits()))
+        Arg::word(u64::from(value.to_bits()))
     }
 }
 
 impl From<u64> for Arg {
     fn from(value: u64) -> Self {
-        Arg(value)
+        Arg::word(value)
     }
 }
 
 impl<T: DeviceRepr> From<&Buffer<T>> for Arg {
     fn from(buffer: &Buffer<T>) -> Self {
-        Arg(buffer.address())
+        Arg::word(buffer.address())
     }
 }
 
 impl<T: DeviceRepr> From<Option<&Buffer<T>>> for Arg {
     fn from(buffer: Option<&Buffer<T>>) -> Self {
-        Arg(buffer.map_or(0, Buffer::address))
+        Arg::word(buffer.map_or(0, Buffer::address))
     }
 }
 
@@ -104,9 +132,15 @@ impl Kernel {
                 sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             self.function.set_attribute(attribute, small(grid.shared)?.cast_signed())?;
         }
-        let mut words: Vec<u64> = arguments.iter().map(|argument| argument.0).collect();
-        let mut pointers: Vec<*mut c_void> =
-            words.iter_mut().map(|word| std::ptr::from_mut(word).cast()).collect();
+        // The driver reads them and writes to none.
+        let mut pointers: Vec<*mut c_void> = arguments
+            .iter()
+            .map(|argument| match &argument.0 {
+                Value::Word(word) => std::ptr::from_ref(word).cast_mut().cast(),
+                Value::Table(table) => std::ptr::from_ref(table).cast_mut().cast(),
+                Value::Map(map) => std::ptr::from_ref(map).cast_mut().cast(),
+            })
+            .collect();
         let mut early = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],

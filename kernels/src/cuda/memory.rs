@@ -164,6 +164,35 @@ impl<T: DeviceRepr> Buffer<T> {
     }
 }
 
+/// Memory that operations use between their kernels and that stays where it is, so that they can be captured. Whoever holds it
+/// puts all of those kernels into the stream before the next one does.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    /// Of each use the buffers so far, the largest last: captured graphs may still write to older ones.
+    slots: [Vec<Buffer<u8>>; 3],
+}
+
+impl Scratch {
+    /// Room for `len` numbers in slot `slot`.
+    pub(super) fn take<T: DeviceRepr>(
+        &mut self,
+        device: &Device,
+        slot: usize,
+        len: usize,
+    ) -> CudaResult<Buffer<T>> {
+        let nbytes = len * size_of::<T>();
+        let held = self.slots[slot].last().map_or(0, Buffer::len);
+        if held < nbytes {
+            self.slots[slot].push(device.uninit(nbytes.max(2 * held))?);
+        }
+        let block = match self.slots[slot].last() {
+            Some(buffer) => Arc::clone(&buffer.block),
+            None => Arc::clone(&device.uninit::<u8>(0)?.block),
+        };
+        Ok(Buffer { block, start: 0, len, of: PhantomData })
+    }
+}
+
 impl Device {
     /// Room for `len` numbers, with whatever was there before.
     pub fn uninit<T: DeviceRepr>(&self, len: usize) -> CudaResult<Buffer<T>> {

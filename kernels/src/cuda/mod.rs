@@ -11,6 +11,7 @@
 //! matmul.rs    dense products through cuBLASLt, one algorithm a shape
 //! linear/      linear layers in every format that has a kernel
 //! ops.rs       the operations between them
+//! tensor_map.rs  matrices as Hopper's copy engine sees them
 //! sources.rs   every `.cu` of this crate and how it is specialised
 //! ```
 //!
@@ -39,6 +40,7 @@ mod matmul;
 mod memory;
 pub mod ops;
 pub mod sources;
+mod tensor_map;
 
 #[cfg(test)]
 mod tests;

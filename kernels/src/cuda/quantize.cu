@@ -44,6 +44,13 @@ __device__ __forceinline__ u32 to_e4m3(float a, float b, float c, float d) {
   return out;
 #endif
 }
+// An e4m3 code as bf16, exactly.
+__device__ __forceinline__ u16 e4m3_to_bf16(u32 code) {
+  u32 bits = (code & 0x80) << 8 | (code & 0x7f) << 4;
+  if ((code & 0x7f) == 0x7f) return (u16)(bits | 0x7fc0);
+  // 2^120: e4m3's bias is 7, bf16's 127.
+  return f32_to_bf16(bf16_to_f32((u16)bits) * __uint_as_float(0x7b800000u));
+}
 __device__ __forceinline__ u32 to_int8(float a, float b, float c, float d) {
   const float v[4] = {a, b, c, d};
   u32 out = 0;
@@ -107,21 +114,48 @@ template <int kind> __device__ __forceinline__ void quantize_rows(const u16* x, 
 extern "C" __global__ void __launch_bounds__(512) quantize_e4m3_rows(const u16* x, u32* q, float* scales, int k) { quantize_rows<E4M3>(x, q, scales, k); }
 extern "C" __global__ void __launch_bounds__(512) quantize_int8_rows(const u16* x, u32* q, float* scales, int k) { quantize_rows<INT8>(x, q, scales, k); }
 
-// The codes of quantize_int8_rows as bf16, exactly, and zeros from K up to ldq: what few_tokens.cu multiplies.
-extern "C" __global__ void __launch_bounds__(512) quantize_int8_codes(const u16* x, u16* codes, float* scales, int k, int ldq) {
+// The codes of quantize_…_rows as bf16, exactly, and zeros from K up to ldq: what products with bf16 factors take.
+template <int kind> __device__ __forceinline__ void quantize_codes(const u16* x, u16* codes, float* scales, int k, int ldq) {
   __shared__ u32 scratch[32];
   wait_for_previous();
   const u16* row = x + (size_t)blockIdx.x * k;
   u16* out = codes + (size_t)blockIdx.x * ldq;
   u32 bits = 0;
   for (int i = threadIdx.x; i < k; i += blockDim.x) bits = max(bits, (u32)load_u16(row + i) & 0x7fffu);
-  float scale = __fdiv_rn(low_bf16(block_max_bits(bits, scratch)), 127.5f);
-  if (scale < 1.1920928955078125e-7f) scale = 1.1920928955078125e-7f;
+  float amax = low_bf16(block_max_bits(bits, scratch));
+  float scale = kind == E4M3 ? bf16_to_f32(f32_to_bf16(__fdiv_rn(amax, 448.f))) : __fdiv_rn(amax, 127.5f);
+  if (kind == INT8 && scale < 1.1920928955078125e-7f) scale = 1.1920928955078125e-7f;
   float inv_scale = __fdiv_rn(1.f, scale);
   if (threadIdx.x == 0) scales[blockIdx.x] = scale;
   for (int i = threadIdx.x; i < ldq; i += blockDim.x) {
-    int q = i < k ? max(-128, min(127, __float2int_rn(bf16_to_f32(load_u16(row + i)) * inv_scale))) : 0;
-    out[i] = f32_to_bf16((float)q);
+    float v = i < k ? bf16_to_f32(load_u16(row + i)) : 0.f;
+    if (kind == E4M3) out[i] = i < k ? e4m3_to_bf16(to_e4m3(__fdiv_rn(v, scale), 0.f, 0.f, 0.f) & 255) : 0;
+    else out[i] = f32_to_bf16((float)max(-128, min(127, __float2int_rn(v * inv_scale))));
+  }
+}
+extern "C" __global__ void __launch_bounds__(512) quantize_e4m3_codes(const u16* x, u16* codes, float* scales, int k, int ldq) { quantize_codes<E4M3>(x, codes, scales, k, ldq); }
+extern "C" __global__ void __launch_bounds__(512) quantize_int8_codes(const u16* x, u16* codes, float* scales, int k, int ldq) { quantize_codes<INT8>(x, codes, scales, k, ldq); }
+
+// The largest |x| of all rows, as bits, to `amax`, which holds 0 before. One block a row.
+extern "C" __global__ void __launch_bounds__(512) largest_of_all(const u16* x, u32* amax, int k) {
+  __shared__ u32 scratch[32];
+  wait_for_previous();
+  const u16* row = x + (size_t)blockIdx.x * k;
+  u32 bits = 0;
+  for (int i = threadIdx.x; i < k / 8; i += blockDim.x) bits = largest_bits(load16(row + 8 * i), bits);
+  bits = block_max_bits(bits, scratch);
+  if (threadIdx.x == 0) atomicMax(amax, bits);
+}
+// q (M, K) e4m3 = x (M, K) bf16 / scale, one scale for all: amax / 448 rounded to bf16 as x is. `scales` (M) gets it for every row.
+extern "C" __global__ void __launch_bounds__(512) quantize_e4m3_all(const u16* x, u32* q, const u32* amax, float* scales, int k) {
+  wait_for_previous();
+  float scale = bf16_to_f32(f32_to_bf16(__fdiv_rn(low_bf16((u32)load_int((const int*)amax)), 448.f)));
+  if (threadIdx.x == 0) scales[blockIdx.x] = scale;
+  const u16* row = x + (size_t)blockIdx.x * k;
+  uint2* out = (uint2*)(q + (size_t)blockIdx.x * k / 4);
+  for (int i = threadIdx.x; i < k / 8; i += blockDim.x) {
+    uint4 v = load16(row + 8 * i);
+    out[i] = make_uint2(cast4<E4M3>(v.x, v.y, scale, 1.f), cast4<E4M3>(v.z, v.w, scale, 1.f));
   }
 }
 

@@ -87,6 +87,17 @@ extern "C" __global__ void add_bias(void* y, const float* bias, int n, u64 len, 
   else ((u16*)y)[i] = f32_to_bf16(bf16_to_f32(load_u16((u16*)y + i)) + b);
 }
 
+// y (M, N) *= scale (M): bf16 or f32. Grid (columns, M).
+extern "C" __global__ void scale_rows(void* y, const float* scale, int n, int is_f32) {
+  wait_for_previous();
+  int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= n) return;
+  size_t at = (size_t)blockIdx.y * n + i;
+  float by = load_f32(scale + blockIdx.y);
+  if (is_f32) ((float*)y)[at] = load_f32((float*)y + at) * by;
+  else ((u16*)y)[at] = f32_to_bf16(bf16_to_f32(load_u16((u16*)y + at)) * by);
+}
+
 // x f32 += y bf16, element by element.
 extern "C" __global__ void add_rows(float* x, const u16* y, u64 len) {
   wait_for_previous();

@@ -3,12 +3,20 @@
 /// What stands in front of every source.
 const COMMON: &str = include_str!("common.cuh");
 
+/// Codes to the factors of tensor cores.
+const DECODE_CODES: &str = include_str!("linear/decode.cuh");
+
+/// Hopper's barriers, copies and clusters.
+const HOPPER: &str = include_str!("hopper.cuh");
+
 /// A CUDA source.
 #[derive(Debug)]
 pub struct Source {
     /// `few_tokens`; errors and cached files carry it.
     pub name: &'static str,
-    /// Its text without `common.cuh`.
+    /// What stands before it besides `common.cuh`.
+    pub headers: &'static [&'static str],
+    /// Its text without them.
     pub text: &'static str,
     /// Needs `wgmma` and tensor maps: compiled for Hopper alone.
     pub hopper_only: bool,
@@ -20,13 +28,14 @@ pub struct Source {
 impl Source {
     /// The text that is compiled.
     pub fn full_text(&self) -> String {
-        format!("{COMMON}\n#line 1 \"{}.cu\"\n{}", self.name, self.text)
+        format!("{COMMON}{}\n#line 1 \"{}.cu\"\n{}", self.headers.concat(), self.name, self.text)
     }
 }
 
 /// Linear layers with few tokens.
 pub static FEW_TOKENS: Source = Source {
     name: "few_tokens",
+    headers: &[DECODE_CODES],
     text: include_str!("linear/few_tokens.cu"),
     hopper_only: false,
     variants: &[
@@ -40,6 +49,12 @@ pub static FEW_TOKENS: Source = Source {
         "AO_BITS=4 AO_NT=4 AO_RT=1 AO_RW=2 AO_KW=4 AO_U=2 AO_STAGES=3 AO_MIN_BLOCKS=1 AO_FLUSH=4",
         "AO_BITS=4 AO_NT=8 AO_RT=1 AO_RW=4 AO_KW=2 AO_U=2 AO_STAGES=3 AO_MIN_BLOCKS=1 AO_FLUSH=4",
         "AO_BITS=4 AO_NT=8 AO_RT=1 AO_RW=2 AO_KW=4 AO_U=1 AO_STAGES=3 AO_MIN_BLOCKS=1 AO_FLUSH=4",
+        "AO_BITS=4 AO_TABLE AO_NT=1 AO_RT=2 AO_RW=1 AO_KW=4 AO_U=4 AO_STAGES=2 AO_MIN_BLOCKS=1 AO_FLUSH=4",
+        "AO_BITS=4 AO_TABLE AO_NT=1 AO_RT=2 AO_RW=1 AO_KW=4 AO_U=4 AO_STAGES=2 AO_MIN_BLOCKS=1 AO_FLUSH=1 AO_F32_SCALE",
+        "AO_BITS=4 AO_TABLE AO_NT=4 AO_RT=1 AO_RW=2 AO_KW=4 AO_U=2 AO_STAGES=3 AO_MIN_BLOCKS=1 AO_FLUSH=4",
+        "AO_BITS=8 AO_PACKED AO_NT=1 AO_RT=1 AO_RW=1 AO_KW=8 AO_U=4 AO_STAGES=3 AO_MIN_BLOCKS=2",
+        "AO_BITS=8 AO_PACKED AO_NT=2 AO_RT=1 AO_RW=2 AO_KW=4 AO_U=2 AO_STAGES=3 AO_MIN_BLOCKS=1",
+        "AO_BITS=8 AO_PACKED AO_FLOAT8 AO_NT=1 AO_RT=1 AO_RW=1 AO_KW=8 AO_U=4 AO_STAGES=3 AO_MIN_BLOCKS=2",
         "AO_BITS=8 AO_NT=1 AO_RT=1 AO_RW=1 AO_KW=8 AO_U=4 AO_STAGES=3 AO_MIN_BLOCKS=2",
         "AO_BITS=8 AO_NT=1 AO_RT=1 AO_RW=2 AO_KW=4 AO_U=2 AO_STAGES=3 AO_MIN_BLOCKS=1",
         "AO_BITS=8 AO_NT=2 AO_RT=1 AO_RW=2 AO_KW=4 AO_U=2 AO_STAGES=3 AO_MIN_BLOCKS=1",
@@ -49,9 +64,34 @@ pub static FEW_TOKENS: Source = Source {
     ],
 };
 
-/// Repacking weights for [`FEW_TOKENS`], and dequantizing them for many tokens.
+/// Linear layers with many tokens, by Hopper's warpgroup products.
+pub static WGMMA: Source = Source {
+    name: "wgmma",
+    headers: &[HOPPER, DECODE_CODES],
+    text: include_str!("linear/wgmma.cu"),
+    hopper_only: true,
+    variants: &[
+        "AO_KIND=INT4 AO_TN=16 AO_RT=1 AO_WG=1 AO_STAGES=12 AO_CHUNKS=2 AO_GPS=1 AO_BLOCKS=2",
+        "AO_KIND=INT4 AO_TN=64 AO_RT=1 AO_WG=2 AO_STAGES=7 AO_CHUNKS=2 AO_GPS=1",
+        "AO_KIND=INT4 AO_TN=64 AO_RT=1 AO_WG=2 AO_STAGES=7 AO_CHUNKS=2 AO_GPS=8 AO_F32_SCALE AO_SPLIT=2",
+        "AO_KIND=INT4 AO_TN=256 AO_RT=1 AO_WG=2 AO_STAGES=5 AO_CHUNKS=1 AO_GPS=1 AO_SHARE=2",
+        "AO_KIND=INT4 AO_TN=256 AO_RT=1 AO_WG=2 AO_STAGES=5 AO_CHUNKS=1 AO_GPS=1 AO_SPLIT=4",
+        "AO_KIND=TABLE4 AO_TN=64 AO_RT=1 AO_WG=2 AO_STAGES=7 AO_CHUNKS=2 AO_GPS=2",
+        "AO_KIND=TABLE4 AO_TN=256 AO_RT=1 AO_WG=2 AO_STAGES=5 AO_CHUNKS=1 AO_GPS=1 AO_F32_SCALE AO_SHARE=2",
+        "AO_KIND=INT8 AO_TN=64 AO_RT=1 AO_WG=2 AO_STAGES=8 AO_CHUNKS=1",
+        "AO_KIND=INT8 AO_TN=256 AO_RT=1 AO_WG=2 AO_STAGES=5 AO_CHUNKS=1 AO_SHARE=2",
+        "AO_KIND=FLOAT8 AO_TN=256 AO_RT=1 AO_WG=2 AO_STAGES=5 AO_CHUNKS=1 AO_SHARE=2",
+        "AO_KIND=FLOAT8_BOTH AO_TN=16 AO_RT=1 AO_WG=2 AO_STAGES=8",
+        "AO_KIND=FLOAT8_BOTH AO_TN=256 AO_RT=1 AO_WG=2 AO_STAGES=4",
+        "AO_KIND=INT8_BOTH AO_TN=64 AO_RT=1 AO_WG=2 AO_STAGES=8",
+        "AO_KIND=INT8_BOTH AO_TN=256 AO_RT=1 AO_WG=2 AO_STAGES=4",
+    ],
+};
+
+/// Repacking weights for [`FEW_TOKENS`] and [`WGMMA`], and dequantizing them for many tokens elsewhere.
 pub static PACK: Source = Source {
     name: "pack",
+    headers: &[DECODE_CODES],
     text: include_str!("linear/pack.cu"),
     hopper_only: false,
     variants: &[""],
@@ -60,6 +100,7 @@ pub static PACK: Source = Source {
 /// The small operations between linear layers.
 pub static SMALL: Source = Source {
     name: "small_ops",
+    headers: &[],
     text: include_str!("small_ops.cu"),
     hopper_only: false,
     variants: &[""],
@@ -68,6 +109,7 @@ pub static SMALL: Source = Source {
 /// Attention of one token over the cache.
 pub static DECODE: Source = Source {
     name: "attention_decode",
+    headers: &[],
     text: include_str!("../attention/decode.cu"),
     hopper_only: false,
     variants: &[
@@ -80,6 +122,7 @@ pub static DECODE: Source = Source {
 /// Attention of a prompt.
 pub static PREFILL: Source = Source {
     name: "attention_prefill",
+    headers: &[],
     text: include_str!("../attention/prefill.cu"),
     hopper_only: false,
     variants: &["AO_HEAD_DIM=32", "AO_HEAD_DIM=64", "AO_HEAD_DIM=128"],
@@ -88,10 +131,12 @@ pub static PREFILL: Source = Source {
 /// Activations and weights to low precision.
 pub static QUANTIZE: Source = Source {
     name: "quantize",
+    headers: &[],
     text: include_str!("quantize.cu"),
     hopper_only: false,
     variants: &[""],
 };
 
 /// All of them.
-pub static SOURCES: [&Source; 6] = [&FEW_TOKENS, &PACK, &SMALL, &DECODE, &PREFILL, &QUANTIZE];
+pub static SOURCES: [&Source; 7] =
+    [&FEW_TOKENS, &WGMMA, &PACK, &SMALL, &DECODE, &PREFILL, &QUANTIZE];

@@ -267,6 +267,11 @@ impl Weight {
         &self.codes
     }
 
+    /// What the codes stand for.
+    pub fn values(&self) -> &Values {
+        &self.values
+    }
+
     /// The scales, (N, K/G).
     pub fn scale(&self) -> Floats {
         self.scale.to_rows(self.n(), self.groups())

@@ -40,6 +40,9 @@ pub fn linear(
     }
     let kind = match bench.weight.workflow().as_str() {
         "int8-dynamic-activation-int8-weight" => DenseType::Int8,
+        "float8-dynamic-activation-float8-weight" | "float8-dynamic-activation-int4-weight" => {
+            DenseType::Float8Rows
+        }
         _ => DenseType::Bf16,
     };
     for m in &bench.m {

@@ -4,6 +4,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use aolab_kernels::cuda::linear::Float8Scales;
+use aolab_kernels::dtypes::e4m3fn_encode_saturating;
+
 use super::{normal_bf16, random_bytes, repeated};
 use crate::error::{Error, Result};
 use crate::model::{DeviceForm, Model, ModelConfig, ParameterSource, Weight};
@@ -12,25 +15,47 @@ use crate::tensor::Tensor;
 /// 2⁻⁸, a bf16 number.
 const SCALE: f32 = 0.003_906_25;
 
+/// NF4's values, nearly: as they are multiplied.
+const NF4: [f32; 16] = [
+    -1.0, -0.6953, -0.5234, -0.3945, -0.2852, -0.1846, -0.0908, 0.0, 0.0796, 0.1611, 0.2461,
+    0.3379, 0.4414, 0.5625, 0.7227, 1.0,
+];
+
 /// The formats that are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     Bf16,
     Int8,
     Int8Dynamic,
+    Float8,
+    Float8Dynamic,
     Int4,
+    Float8Int4,
+    Nf4,
 }
 
 impl Format {
-    pub(super) const ALL: [Format; 4] =
-        [Format::Bf16, Format::Int8, Format::Int8Dynamic, Format::Int4];
+    pub(super) const ALL: [Format; 8] = [
+        Format::Bf16,
+        Format::Int8,
+        Format::Int8Dynamic,
+        Format::Float8,
+        Format::Float8Dynamic,
+        Format::Int4,
+        Format::Float8Int4,
+        Format::Nf4,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             Format::Bf16 => "bf16",
             Format::Int8 => "int8-weight-only",
             Format::Int8Dynamic => "int8-dynamic-activation-int8-weight",
+            Format::Float8 => "float8-weight-only",
+            Format::Float8Dynamic => "float8-dynamic-activation-float8-weight",
             Format::Int4 => "int4-weight-only g128",
+            Format::Float8Int4 => "float8-dynamic-activation-int4-weight",
+            Format::Nf4 => "nf4",
         }
     }
 }
@@ -53,7 +78,16 @@ impl Pool {
     fn new(format: Format, largest: usize) -> Pool {
         let scaled = |bits: u16| half::bf16::from_f32(0.02 * half::bf16::from_bits(bits).to_f32());
         let dense = normal_bf16(65_521, 12).into_iter().map(|v| scaled(v).to_bits()).collect();
-        let bytes = if format == Format::Bf16 { Vec::new() } else { random_bytes(largest, 11) };
+        let bytes = match format {
+            Format::Bf16 => Vec::new(),
+            Format::Float8 | Format::Float8Dynamic => {
+                let codes = normal_bf16(65_521, 11)
+                    .into_iter()
+                    .map(|bits| e4m3fn_encode_saturating(half::bf16::from_bits(bits).to_f32()));
+                repeated(&codes.collect::<Vec<u8>>(), largest)
+            }
+            _ => random_bytes(largest, 11),
+        };
         Pool { bytes, dense }
     }
 }
@@ -100,11 +134,32 @@ impl Weight for RandomWeight {
                 scale: vec![0.0002; n],
             },
             Format::Int4 => DeviceForm::Int4 {
-                q: &self.pool.bytes[..n * k / 2],
+                q: self.pool.bytes[..n * k / 2].into(),
                 scale: vec![SCALE; n * k / 128].into(),
                 zero: vec![0.0; n * k / 128].into(),
                 group_size: 128,
                 bf16: true,
+            },
+            Format::Float8Int4 => DeviceForm::Float8Int4 {
+                q: self.pool.bytes[..n * k / 2].to_vec(),
+                scale: vec![SCALE; n * k / 128],
+                group_size: 128,
+                bf16: true,
+            },
+            Format::Nf4 => DeviceForm::Table4 {
+                q: self.pool.bytes[..n * k / 2].to_vec(),
+                table: NF4,
+                scale: vec![SCALE; n * k / 64],
+                group_size: 64,
+                bf16: true,
+            },
+            Format::Float8 => {
+                DeviceForm::Float8 { q: self.pool.bytes[..n * k].to_vec(), scale: vec![SCALE; n] }
+            }
+            Format::Float8Dynamic => DeviceForm::Float8Dynamic {
+                q: self.pool.bytes[..n * k].to_vec(),
+                scale: vec![SCALE; n],
+                activations: Float8Scales::Rows,
             },
         }))
     }

@@ -7,9 +7,10 @@ use serde_json::{Value as Json, json};
 
 use super::quantize::element;
 use crate::error::{Error, Result};
+use crate::kernels::cuda::linear::Float8Scales;
 use crate::kernels::float_linear::{self, Panels, Scales};
 use crate::kernels::{Cost, Cpu, Shape};
-use crate::model::{Weight, check_linear};
+use crate::model::{DeviceForm, Weight, check_linear, float_form};
 use crate::quantization::config::{Typed, dtype_from_dict, dtype_to_dict, unknown_field};
 use crate::quantization::primitives::{
     Float8, Granularity, choose_scale_float8, quantize_affine_float8,
@@ -271,6 +272,25 @@ impl Weight for Float8Weight {
 
     fn nbytes(&self) -> usize {
         self.panels.nbytes()
+    }
+
+    fn device_form(&self) -> Result<Option<DeviceForm<'_>>> {
+        Ok(match &self.activation {
+            Activation::AsIs => float_form(&self.panels, None),
+            Activation::Dynamic {
+                float8_dtype: Float8::E4m3fn,
+                granularity,
+                hp_value_lb: None,
+                hp_value_ub: None,
+            } => match granularity {
+                Granularity::PerTensor => float_form(&self.panels, Some(Float8Scales::All)),
+                row if *row == Granularity::PER_ROW => {
+                    float_form(&self.panels, Some(Float8Scales::Rows))
+                }
+                _ => None,
+            },
+            _ => None,
+        })
     }
 
     fn linear(&self, cpu: &Cpu, x: &[f32], m: usize, y: &mut [f32]) -> Result<()> {

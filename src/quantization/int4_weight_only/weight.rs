@@ -173,7 +173,7 @@ impl Weight for Int4Weight {
     fn device_form(&self) -> Result<Option<DeviceForm<'_>>> {
         let Parts { qdata, scale, zero_point, .. } = &self.parts;
         Ok(Some(DeviceForm::Int4 {
-            q: qdata.as_slice()?,
+            q: qdata.as_slice()?.into(),
             scale: scale.to_f32_vec().into(),
             zero: zero_point.to_f32_vec().into(),
             group_size: self.group_size,

@@ -9,7 +9,7 @@ use super::BLOCK_SIZE;
 use crate::error::{Error, Result};
 use crate::kernels::float_linear::{self, Element, Panels, Scales};
 use crate::kernels::{Cost, Cpu, Shape};
-use crate::model::{Weight, check_linear};
+use crate::model::{DeviceForm, Weight, check_linear, float_form};
 use crate::quantization::config::{Typed, dtype_from_dict, dtype_to_dict, unknown_field};
 use crate::quantization::primitives::{
     MxElement, ScaleCalculationMode, from_mx, pack_bits, pack_uint6, packed_len, to_mx,
@@ -155,6 +155,11 @@ impl Weight for MxWeight {
 
     fn nbytes(&self) -> usize {
         self.panels.nbytes()
+    }
+
+    fn device_form(&self) -> Result<Option<DeviceForm<'_>>> {
+        let plain = self.activation == Activation::AsIs;
+        Ok(if plain { float_form(&self.panels, None) } else { None })
     }
 
     fn linear(&self, cpu: &Cpu, x: &[f32], m: usize, y: &mut [f32]) -> Result<()> {

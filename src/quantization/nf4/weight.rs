@@ -7,7 +7,10 @@ use serde_json::{Value as Json, json};
 use crate::error::{Error, Result};
 use crate::kernels::packed_linear::{self, Codes, Offset, Table, Values};
 use crate::kernels::{Cost, Cpu, Isa, Shape};
-use crate::model::{Weight, check_linear, dequantize_then_multiply, dequantize_then_multiply_name};
+use crate::model::{
+    DeviceForm, Weight, check_linear, dequantize_then_multiply, dequantize_then_multiply_name,
+    packed_form,
+};
 use crate::quantization::config::{Typed, dtype_from_dict, dtype_to_dict, unknown_field};
 use crate::quantization::packed::floats;
 use crate::quantization::primitives::{
@@ -189,6 +192,13 @@ impl Weight for Nf4Weight {
                 Held::Panels(weight) => weight.nbytes(),
                 Held::Flat(packed, scales) => packed.nbytes() + size_of_val(scales.as_slice()),
             }
+    }
+
+    fn device_form(&self) -> Result<Option<DeviceForm<'_>>> {
+        Ok(match &self.held {
+            Held::Panels(weight) => packed_form(weight, false),
+            Held::Flat(..) => None,
+        })
     }
 
     fn linear(&self, cpu: &Cpu, x: &[f32], m: usize, y: &mut [f32]) -> Result<()> {

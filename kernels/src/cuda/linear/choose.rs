@@ -42,6 +42,7 @@ impl Tiling {
             4 if wide => Tiling { row_tiles: 2, k_warps: 4, stages: 2, ..plain },
             4 if k >= 8192 => Tiling { row_tiles: 2, ..plain },
             4 => Tiling { row_tiles: 2, k_warps: 16, unroll: 2, stages: 2, ..plain },
+            8 if n >= 5120 => Tiling { k_warps: 4, blocks: 3, ..plain },
             _ => Tiling { blocks: 2, ..plain },
         };
         if m <= 4 && tiling.shared(bits, m, k) <= SHARED {

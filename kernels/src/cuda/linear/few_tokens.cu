@@ -1,9 +1,8 @@
 // y (M, N) = x (M, K) · W (N, K)ᵀ for up to 64 tokens: W is read once, decoded in registers and multiplied by tensor cores.
 //
 // A warp takes 16 rows by AO_KT columns at a time: lane (g, t) holds rows g and g + 8, and step s of the tensor cores takes
-// four columns of each thread t. The order of columns inside a chunk is free as long as x has the same, so that a
-// lane's loads are 16 bytes of W and at least 8 of x. int4 is repacked (pack.cu): a chunk is 512 bytes in the order of the
-// lanes, and step s covers columns 16 s .. 16 s + 15. int8 and bf16 stay row-major: a lane reads 16 bytes of both of its rows.
+// four columns of each thread t. Codes of 4 bits and, with AO_PACKED, of 8 are in the order of decode.cuh, natural in x. Others stay
+// row-major: the order of columns inside a chunk is free as long as x has the same, so that a lane reads 16 bytes of both of its rows.
 //
 // A warp takes AO_RT tiles of 16 rows; AO_RW warps of a block take different rows and share x in shared memory; AO_KW take different columns and are summed at the end.
 #ifndef AO_RT
@@ -32,23 +31,25 @@
 #else
 #define AO_KT 64
 #define AO_LOADS 1
-#define AO_COLUMN(s, t) (16 * (s) + 4 * (t))
+#endif
+#if AO_BITS == 4 || defined(AO_PACKED)
+#define AO_NATURAL 1                    // the columns of a step are 2 t, 2 t + 1, 2 t + 8 and 2 t + 9
 #endif
 #define AO_STEPS (AO_KT / 16)           // tensor-core steps of a chunk
 #define AO_THREADS (32 * AO_RW * AO_KW)
 #define AO_STAGE_K (AO_KW * AO_U * AO_KT)  // columns that a block takes at once
 // Bytes of a row of x in shared memory: the padding keeps the rows that are read together in different banks.
-#define AO_XROW (AO_STAGE_K * 2 + (AO_BITS == 4 ? 32 : 16))
+#define AO_XROW (AO_STAGE_K * 2 + 16)
 #define AO_XSTAGE (AO_NT * 8 * AO_XROW)
 // Few tokens keep W exact: whole codes are multiplied and each group's sum is scaled. Many round W to bf16 once.
 #if AO_BITS == 4 && AO_NT <= 2
 #define AO_EXACT 1
 #endif
 // Where all of x is there, its sums over each flush are taken once, not once a row tile.
-#if defined(AO_EXACT) && AO_RW == 1
+#if defined(AO_EXACT) && AO_RW == 1 && !defined(AO_TABLE)
 #define AO_SUMS_ONCE 1
 #endif
-#define AO_XPAD (AO_BITS == 4 ? 32 : 16)
+#define AO_XPAD 16
 // Bytes of x in shared memory: stages where several row warps share them, else all of it.
 #if AO_RW > 1
 #define AO_XBYTES(k) (AO_STAGES * AO_XSTAGE)
@@ -76,12 +77,15 @@ struct Fragments { u32 a[AO_STEPS][4]; };
 struct Raw { uint4 part[AO_LOADS]; };
 
 // A lane's weights as bf16 pairs: for int4 and int8 the codes themselves, exactly. a0 and a2 are row g, a1 and a3 row g + 8.
-__device__ __forceinline__ Fragments decode(const Raw& raw) {
+__device__ __forceinline__ Fragments decode(const Raw& raw, const Table& table) {
   Fragments f;
 #if AO_BITS == 4
   const u32 words[4] = {raw.part[0].x, raw.part[0].y, raw.part[0].z, raw.part[0].w};
 #pragma unroll
-  for (int s = 0; s < 4; ++s)
+  for (int s = 0; s < 4; ++s) {
+#ifdef AO_TABLE
+    decode_table_exact(words[s], table, f.a[s]);
+#else
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       // 0x4300 is 128 in bf16, whose last seven bits count ones: 128 + q.
@@ -92,6 +96,19 @@ __device__ __forceinline__ Fragments decode(const Raw& raw) {
       f.a[s][i] = fma_bf16x2(shifted, 0x3f803f80u, 0xc308c308u);  // − 136, exact
 #endif
     }
+#endif
+  }
+#elif defined(AO_PACKED)
+#pragma unroll
+  for (int s = 0; s < 4; ++s) {
+    const uint4 v = raw.part[s / 2];
+    const u32 w0 = s % 2 ? v.z : v.x, w1 = s % 2 ? v.w : v.y;
+#ifdef AO_FLOAT8
+    decode_float8(w0, w1, f.a[s]);
+#else
+    decode_int8(w0, w1, f.a[s]);
+#endif
+  }
 #elif AO_BITS == 8
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -135,7 +152,7 @@ __device__ __forceinline__ Params read_params(const void* pairs, int g) {
 // AO_ROWS rows; what it fetches runs ahead of what it multiplies.
 extern "C" __global__ void __launch_bounds__(AO_THREADS, AO_MIN_BLOCKS) few_tokens(
     const u8* W, const void* params, const float* row_scale, const float* token_scale, const float* bias, const u16* x, void* y,
-    int m, int n, int k, int ldx, int ldy, int group, int epilogue) {
+    int m, int n, int k, int ldx, int ldy, int group, int epilogue, const __grid_constant__ Table table) {
   extern __shared__ __align__(128) u8 shared[];
   start_next();
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
@@ -158,14 +175,15 @@ extern "C" __global__ void __launch_bounds__(AO_THREADS, AO_MIN_BLOCKS) few_toke
   const float inv_group = 1.f / group;  // the half below keeps quotients of small whole numbers exact
   auto fetch = [&]() {
     u8* to = ring + f_slot * AO_WSTAGE;
-    const u8* from = W + ((size_t)tile * chunks + chunk_of(f_stage, 0)) * 512 + lane * 16;
+    // 64 rows by 64 columns lie together.
+    const u8* from = W + ((size_t)(tile >> 2) * chunks + chunk_of(f_stage, 0)) * 2048 + (tile & 3) * 512 + lane * 16;
 #pragma unroll
     for (int u = 0; u < AO_U; ++u)
 #pragma unroll
       for (int r = 0; r < AO_RT; ++r) {
         int c = chunk_of(f_stage, u);
         bool there = c < chunks && tile + r < tiles;
-        copy16_async(to + (u * AO_RT + r) * 512 + lane * 16, there ? from + ((size_t)r * chunks + u) * 512 : W, there);
+        copy16_async(to + (u * AO_RT + r) * 512 + lane * 16, there ? from + u * 2048 + r * 512 : W, there);
       }
     // A piece is 16 bytes of the params of a row tile and a flush: AO_PIECES for each.
 #pragma unroll
@@ -173,7 +191,7 @@ extern "C" __global__ void __launch_bounds__(AO_THREADS, AO_MIN_BLOCKS) few_toke
       int piece = i % AO_PIECES, flush = i / AO_PIECES % AO_FLUSHES, r = i / (AO_PIECES * AO_FLUSHES) % AO_RT, u = i / (AO_PIECES * AO_FLUSHES * AO_RT);
       int c = chunk_of(f_stage, u);
       bool there = c < chunks && tile + r < tiles;
-      size_t at = (size_t)((tile + r) * groups + (int)((c * AO_KT + flush * AO_FLUSH * 16 + 0.5f) * inv_group));
+      size_t at = ((size_t)(tile >> 2) * groups + (int)((c * AO_KT + flush * AO_FLUSH * 16 + 0.5f) * inv_group)) * 4 + (tile & 3) + r;
       copy16_async(to + AO_WBYTES + i * 16, there ? (const u8*)params + (at * AO_PIECES + piece) * 16 : W, there);
     }
   };
@@ -185,6 +203,16 @@ extern "C" __global__ void __launch_bounds__(AO_THREADS, AO_MIN_BLOCKS) few_toke
 #pragma unroll
     for (int r = 0; r < AO_RT; ++r) {
       int at = min(tile + r, tiles - 1);
+#ifdef AO_PACKED
+#pragma unroll
+      for (int u = 0; u < AO_U; ++u) {
+        int c = chunk_of(f_stage, u);
+        const u8* from = W + ((size_t)(at >> 2) * chunks + c) * 4096 + (at & 3) * 1024 + lane * 16;
+        w_next[r][u].part[0] = c < chunks ? load_once(from) : make_uint4(0, 0, 0, 0);
+        w_next[r][u].part[1] = c < chunks ? load_once(from + 512) : make_uint4(0, 0, 0, 0);
+      }
+      continue;
+#endif
       int r0 = pairs ? min(at * 8 + g, n / 2 - 1) : min(at * 16 + g, n - 1), r1 = pairs ? n / 2 + r0 : min(at * 16 + g + 8, n - 1);
 #pragma unroll
       for (int u = 0; u < AO_U; ++u) {
@@ -231,7 +259,18 @@ extern "C" __global__ void __launch_bounds__(AO_THREADS, AO_MIN_BLOCKS) few_toke
   const int x_pieces = k / 8;
   for (int i = threadIdx.x; i < m * x_pieces; i += AO_THREADS) {
     int token = i / x_pieces, piece = i % x_pieces;
-    copy16_async(shared + token * (k * 2 + AO_XPAD) + piece * 16, x + (size_t)token * ldx + piece * 8, true);
+    u8* to = shared + token * (k * 2 + AO_XPAD);
+#ifdef AO_NATURAL
+    // What thread t takes of a chunk in its four steps lies together: 32 bytes.
+    uint4 v = load16(x + (size_t)token * ldx + piece * 8);
+    to += piece / 8 * 128 + piece % 8 * 4;
+    *(u32*)to = v.x;
+    *(u32*)(to + 32) = v.y;
+    *(u32*)(to + 64) = v.z;
+    *(u32*)(to + 96) = v.w;
+#else
+    copy16_async(to + piece * 16, x + (size_t)token * ldx + piece * 8, true);
+#endif
   }
   copies_commit();
   copies_wait<0>();
@@ -245,7 +284,7 @@ extern "C" __global__ void __launch_bounds__(AO_THREADS, AO_MIN_BLOCKS) few_toke
     int quarter = i % 4, flush = i / 4 % flushes, token = i / 4 / flushes;
     float all = 0.f;
     if (token < m) {
-      const u32* from = (const u32*)(shared + token * (k * 2 + AO_XPAD)) + flush * AO_FLUSH * 8 + quarter * AO_FLUSH * 2;
+      const u32* from = (const u32*)(shared + token * (k * 2 + AO_XPAD)) + flush / AO_FLUSHES * 32 + quarter * 8 + flush % AO_FLUSHES * AO_FLUSH * 2;
 #pragma unroll
       for (int j = 0; j < AO_FLUSH * 2; ++j) all += low_bf16(from[j]) + high_bf16(from[j]);
     }
@@ -300,9 +339,9 @@ extern "C" __global__ void __launch_bounds__(AO_THREADS, AO_MIN_BLOCKS) few_toke
 #if AO_BITS == 4
         Raw raw;
         raw.part[0] = *(const uint4*)(w_stage + (u * AO_RT + r) * 512 + lane * 16);
-        f[r] = decode(raw);
+        f[r] = decode(raw, table);
 #else
-        f[r] = decode(w[r][u]);
+        f[r] = decode(w[r][u], table);
 #endif
       }
 #if AO_BITS == 4
@@ -311,16 +350,36 @@ extern "C" __global__ void __launch_bounds__(AO_THREADS, AO_MIN_BLOCKS) few_toke
 #ifdef AO_EXACT
       float part[AO_RT][AO_NT][4], x_sum[AO_NT][4];
 #endif
+#if defined(AO_NATURAL) && AO_RW == 1
+      uint4 mine[AO_NT][2];
+#pragma unroll
+      for (int j = 0; j < AO_NT; ++j)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          int token = j * 8 + g;
+          mine[j][h] = token < m ? *(const uint4*)(shared + token * (k * 2 + AO_XPAD) + c * 128 + t * 32 + h * 16) : make_uint4(0, 0, 0, 0);
+        }
+#endif
 #pragma unroll
       for (int s = 0; s < AO_STEPS; ++s) {
         uint2 b[AO_NT];
 #pragma unroll
         for (int j = 0; j < AO_NT; ++j) {
 #if AO_RW > 1
-          b[j] = *(const uint2*)(x_stage + (j * 8 + g) * AO_XROW + ((k_warp * AO_U + u) * AO_KT + AO_COLUMN(s, t)) * 2);
+          const u8* row = x_stage + (j * 8 + g) * AO_XROW + (k_warp * AO_U + u) * AO_KT * 2;
+          const bool there = true;
 #else
-          int token = j * 8 + g;
-          b[j] = token < m ? *(const uint2*)(shared + token * (k * 2 + AO_XPAD) + (c * AO_KT + AO_COLUMN(s, t)) * 2) : make_uint2(0, 0);
+          const int token = j * 8 + g;
+          const u8* row = shared + token * (k * 2 + AO_XPAD) + c * AO_KT * 2;
+          const bool there = token < m;
+#endif
+#if defined(AO_NATURAL) && AO_RW == 1
+          const uint4 both = mine[j][s / 2];
+          b[j] = s % 2 ? make_uint2(both.z, both.w) : make_uint2(both.x, both.y);
+#elif defined(AO_NATURAL)
+          b[j] = make_uint2(*(const u32*)(row + 32 * s + 4 * t), *(const u32*)(row + 32 * s + 4 * t + 16));
+#else
+          b[j] = there ? *(const uint2*)(row + AO_COLUMN(s, t) * 2) : make_uint2(0, 0);
 #endif
         }
 #ifdef AO_EXACT
@@ -339,7 +398,7 @@ extern "C" __global__ void __launch_bounds__(AO_THREADS, AO_MIN_BLOCKS) few_toke
               for (int r = 0; r < AO_RT; ++r) part[r][j][i] = 0.f;
             }
         }
-#ifndef AO_SUMS_ONCE
+#if !defined(AO_SUMS_ONCE) && !defined(AO_TABLE)
         // Ones in place of W: the sum of x, by which zeros and the 136 count.
 #pragma unroll
         for (int j = 0; j < AO_NT; ++j) mma_bf16(x_sum[j], 0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u, b[j].x, b[j].y);
@@ -356,8 +415,12 @@ extern "C" __global__ void __launch_bounds__(AO_THREADS, AO_MIN_BLOCKS) few_toke
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             u32 scale = pack_bf16(now[r].scale[i & 1], now[r].scale[i & 1]);
+#ifdef AO_TABLE
+            a[i] = mul_bf16x2(a[i], scale);
+#else
             u32 zero = pack_bf16(now[r].zero[i & 1], now[r].zero[i & 1]);
             a[i] = fma_bf16x2(a[i], scale, zero);
+#endif
           }
 #endif
 #pragma unroll
@@ -367,8 +430,13 @@ extern "C" __global__ void __launch_bounds__(AO_THREADS, AO_MIN_BLOCKS) few_toke
             if (s % AO_FLUSH == AO_FLUSH - 1) {
 #pragma unroll
               for (int i = 0; i < 4; ++i) {
-                float scale = now[r].scale[i >> 1], zero = now[r].zero[i >> 1];
+                float scale = now[r].scale[i >> 1];
+#ifdef AO_TABLE
+                sum[r][j][i] += part[r][j][i] * scale;
+#else
+                float zero = now[r].zero[i >> 1];
                 sum[r][j][i] += part[r][j][i] * scale + x_sum[j][i] * (zero - 136.f * scale);
+#endif
               }
             }
 #else

@@ -1,19 +1,27 @@
 //! Running a layer.
 
-use super::{Data, Linear, Output, Rows, Tiling};
+use super::hopper::Activations;
+use super::{Data, Float8Scales, HopperTiling, Linear, Output, Path, Rows, Tiling};
 use crate::cuda::launch::int;
 use crate::cuda::matmul::Operands;
+use crate::cuda::memory::Scratch;
 use crate::cuda::sources::{FEW_TOKENS, PACK, QUANTIZE, SMALL};
 use crate::cuda::{Arg, Buffer, CudaResult, DenseType, Device, Grid};
 
-/// Up to this many tokens, W is decoded in registers and read once.
+/// Up to this many tokens, W is decoded in registers and read once where there is no wgmma.
 const FEW: usize = 64;
 
 /// Up to this many tokens, bf16 runs in our kernel, which starts early; then cuBLASLt is as fast.
 const FEW_BF16: usize = 4;
 
+/// Up to this many tokens warps of their own are faster than warpgroups; in layers of many rows up to half as many.
+const FEW_ON_HOPPER: usize = 16;
+
+/// Rows of a layer that occupies every multiprocessor with tiles of 128.
+const MANY_ROWS: usize = 12288;
+
 /// `few_tokens.cu`'s names for what becomes of a sum.
-fn epilogue(output: &Output<'_>, rows: Rows) -> usize {
+pub(super) fn epilogue(output: &Output<'_>, rows: Rows) -> usize {
     match (output, rows) {
         (Output::Bf16(_), Rows::Plain) => 0,
         (Output::AddF32(_), _) => 1,
@@ -39,10 +47,18 @@ impl Output<'_> {
 }
 
 impl Linear {
-    pub(super) fn runs_few(&self, m: usize) -> bool {
+    pub(super) fn path(&self, m: usize) -> Path {
+        let wgmma = self.has_wgmma();
         match self.data {
-            Data::Bf16 { .. } => m <= FEW_BF16,
-            _ => m <= FEW,
+            Data::Bf16 { .. } if m <= FEW_BF16 => Path::Few,
+            Data::Bf16 { .. } => Path::Library,
+            Data::Rows8 { .. } if wgmma => Path::Wgmma,
+            _ if wgmma => {
+                let few = if self.n >= MANY_ROWS { FEW_ON_HOPPER / 2 } else { FEW_ON_HOPPER };
+                if m <= few { Path::Few } else { Path::Wgmma }
+            }
+            _ if m <= FEW => Path::Few,
+            _ => Path::Library,
         }
     }
 
@@ -54,15 +70,72 @@ impl Linear {
         if m == 0 {
             return Ok(());
         }
-        if !self.runs_few(m) {
-            return self.run_many(x, m, y);
+        // Held until the product is in the stream, so that no other layer's activations come between.
+        let mut scratch = self.device.scratch();
+        let (x, token_scale) = self.activations(&mut scratch, x, m)?;
+        match self.path(m) {
+            Path::Few => {
+                let bits = match self.data {
+                    Data::Codes4 { .. } => 4,
+                    Data::Bf16 { .. } => 16,
+                    _ => 8,
+                };
+                let tiling = Tiling::choose(bits, m, self.n, self.k_padded);
+                self.few(x, token_scale, m, y, tiling)
+            }
+            Path::Wgmma => self.run_wgmma(Activations { x, scale: token_scale }, m, y),
+            Path::Library => self.run_many(x, token_scale, m, y),
         }
-        let bits = match self.data {
-            Data::Int4 { .. } => 4,
-            Data::Bf16 { .. } => 16,
-            _ => 8,
+    }
+
+    /// The same by `wgmma.cu` cut as `tiling` says, for benches that look for the best.
+    pub fn run_hopper(
+        &self,
+        x: &Buffer<u16>,
+        m: usize,
+        y: &Output<'_>,
+        tiling: HopperTiling,
+    ) -> CudaResult<()> {
+        let mut scratch = self.device.scratch();
+        let (x, scale) = self.activations(&mut scratch, x, m)?;
+        self.run_wgmma_as(tiling, Activations { x, scale }, m, y)
+    }
+
+    /// Addresses of x as the products take it, and of its tokens' scales, 0 where there are none.
+    fn activations(
+        &self,
+        scratch: &mut Scratch,
+        x: &Buffer<u16>,
+        m: usize,
+    ) -> CudaResult<(u64, u64)> {
+        let (device, k) = (&self.device, self.k_padded);
+        let as_bf16 = match (&self.data, self.path(m)) {
+            (Data::Codes4 { float8: true, .. }, _) => "quantize_e4m3_codes",
+            (Data::Rows8 { float8: None, .. }, Path::Few) => "quantize_int8_codes",
+            (Data::Rows8 { .. }, Path::Wgmma | Path::Library) => "",
+            _ => return Ok((x.address(), 0)),
         };
-        self.run_few(x, m, y, Tiling::choose(bits, m, self.n, self.k_padded))
+        let scale: Buffer<f32> = scratch.take(device, 0, m)?;
+        if !as_bf16.is_empty() {
+            let codes: Buffer<u16> = scratch.take(device, 1, m * k)?;
+            let kernel = device.kernel(&QUANTIZE, &[], as_bf16)?;
+            // Zeros behind K change neither the largest value nor any sum.
+            let arguments = [x.into(), (&codes).into(), (&scale).into(), int(k), int(k)];
+            kernel.launch(Grid::line(m, 512), &arguments)?;
+            return Ok((codes.address(), scale.address()));
+        }
+        let codes: Buffer<u8> = scratch.take(device, 1, m * k)?;
+        match &self.data {
+            Data::Rows8 { float8: Some(Float8Scales::All), .. } => {
+                let amax: Buffer<u32> = scratch.take(device, 2, 1)?;
+                quantize_all(device, x, k, (&codes, &scale, &amax))?;
+            }
+            Data::Rows8 { float8: Some(_), .. } => {
+                quantize_rows_into(device, "quantize_e4m3_rows", x, k, (&codes, &scale))?;
+            }
+            _ => quantize_rows_into(device, "quantize_int8_rows", x, k, (&codes, &scale))?,
+        }
+        Ok((codes.address(), scale.address()))
     }
 
     /// The same by `few_tokens.cu` cut as `tiling` says, for benches that look for the best.
@@ -73,25 +146,45 @@ impl Linear {
         y: &Output<'_>,
         tiling: Tiling,
     ) -> CudaResult<()> {
+        let mut scratch = self.device.scratch();
+        let (x, token_scale) = self.activations(&mut scratch, x, m)?;
+        self.few(x, token_scale, m, y, tiling)
+    }
+
+    fn few(
+        &self,
+        x: u64,
+        token_scale: u64,
+        m: usize,
+        y: &Output<'_>,
+        tiling: Tiling,
+    ) -> CudaResult<()> {
         let device = &self.device;
-        let (mut codes, mut token_scale) = (None, None);
         let (bits, w, params, row_scale, group) = match &self.data {
-            Data::Int4 { packed, params, group, .. } => {
+            Data::Codes4 { packed, params, group, .. } => {
                 (4, packed.address(), params.address(), None, *group)
             }
-            Data::Int8 { q, scale, dynamic } => {
-                if *dynamic {
-                    let quantized = quantize_codes(device, x, m, (self.k, self.k_padded))?;
-                    codes = Some(quantized.0);
-                    token_scale = Some(quantized.1);
-                }
-                (8, q.address(), 0, Some(scale), 0)
-            }
+            Data::Codes8 { packed, scale, .. } => (8, packed.address(), 0, Some(scale), 0),
+            Data::Rows8 { q, scale, .. } => (8, q.address(), 0, Some(scale), 0),
             Data::Bf16 { w } => (16, w.address(), 0, None, 0),
         };
         let mut tiling = tiling;
         let mut defines = tiling.defines(bits);
-        if let Data::Int4 { group, bf16, .. } = self.data {
+        let mut table = [0_u32; 8];
+        match &self.data {
+            Data::Codes8 { float8, .. } => {
+                defines.push("AO_PACKED".to_owned());
+                if *float8 {
+                    defines.push("AO_FLOAT8".to_owned());
+                }
+            }
+            Data::Codes4 { table: Some(bytes), .. } => {
+                defines.push("AO_TABLE".to_owned());
+                table = *bytes;
+            }
+            _ => {}
+        }
+        if let Data::Codes4 { group, bf16, .. } = self.data {
             // Steps of 16 columns that share a scale, up to the four of a chunk.
             let flush = match group % 64 {
                 0 => 4,
@@ -118,9 +211,9 @@ impl Linear {
                 w.into(),
                 params.into(),
                 row_scale.into(),
-                token_scale.as_ref().into(),
+                token_scale.into(),
                 self.bias.as_ref().into(),
-                codes.as_ref().unwrap_or(x).into(),
+                x.into(),
                 y.address().into(),
                 int(m),
                 int(self.n),
@@ -129,116 +222,115 @@ impl Linear {
                 int(self.outputs()),
                 int(group),
                 int(epilogue(y, self.rows)),
+                table.into(),
             ],
         )
     }
 
-    fn run_many(&self, x: &Buffer<u16>, m: usize, y: &Output<'_>) -> CudaResult<()> {
+    fn run_many(&self, x: u64, token_scale: u64, m: usize, y: &Output<'_>) -> CudaResult<()> {
         if self.rows == Rows::GatePairs {
             let both = self.device.uninit::<u16>(m * self.n)?;
-            self.product(x, m, &Output::Bf16(&both))?;
+            self.product(x, token_scale, m, &Output::Bf16(&both))?;
             return silu_mul(&self.device, &both, m, self.n / 2, self.n / 2, y.address());
         }
         if let Output::AddF32(sum) = y {
             let product = self.device.uninit::<u16>(m * self.n)?;
-            self.product(x, m, &Output::Bf16(&product))?;
+            self.product(x, token_scale, m, &Output::Bf16(&product))?;
             let kernel = self.device.kernel(&SMALL, &[], "add_rows")?;
             let arguments = [(*sum).into(), (&product).into(), (sum.len() as u64).into()];
             return kernel.launch(Grid::line(sum.len().div_ceil(256), 256), &arguments);
         }
-        self.product(x, m, y)
+        self.product(x, token_scale, m, y)
     }
 
     /// The product and its bias, through cuBLASLt.
-    fn product(&self, x: &Buffer<u16>, m: usize, y: &Output<'_>) -> CudaResult<()> {
+    fn product(&self, x: u64, token_scale: u64, m: usize, y: &Output<'_>) -> CudaResult<()> {
         let device = &self.device;
-        let shape = self.at(m);
+        let (shape, n) = (self.at(m), int(self.n));
+        let is_f32 = int(usize::from(matches!(y, Output::F32(_))));
         let dense =
             if matches!(y, Output::F32(_)) { DenseType::Bf16ToF32 } else { DenseType::Bf16 };
         match &self.data {
-            Data::Int8 { q, scale, dynamic: true } => {
-                self.product_int8(x, m, (q, scale), y)?;
+            Data::Rows8 { q, scale, .. } => {
+                let sums = device.uninit::<i32>(m * self.n)?;
+                let operands = Operands { x, w: q.address(), y: sums.address() };
+                device.matmul(DenseType::Int8, shape, &operands, None)?;
+                let kernel = device.kernel(&QUANTIZE, &[], "scale_int32")?;
+                let grid = Grid { blocks: (self.n.div_ceil(256), m, 1), threads: 256, shared: 0 };
+                let factors = [(&sums).into(), token_scale.into(), scale.into()];
+                kernel.launch(grid, &[&factors[..], &[y.address().into(), n, is_f32]].concat())?;
             }
             Data::Bf16 { w } => {
-                let operands = Operands { x: x.address(), w: w.address(), y: y.address() };
+                let operands = Operands { x, w: w.address(), y: y.address() };
                 device.matmul(dense, shape, &operands, None)?;
             }
             _ => {
                 let w = self.to_bf16()?;
-                let operands = Operands { x: x.address(), w: w.address(), y: y.address() };
+                let operands = Operands { x, w: w.address(), y: y.address() };
                 device.matmul(dense, shape, &operands, None)?;
+                if token_scale != 0 {
+                    let kernel = device.kernel(&SMALL, &[], "scale_rows")?;
+                    let grid =
+                        Grid { blocks: (self.n.div_ceil(256), m, 1), threads: 256, shared: 0 };
+                    kernel.launch(grid, &[y.address().into(), token_scale.into(), n, is_f32])?;
+                }
             }
         }
         if let Some(bias) = &self.bias {
             let kernel = device.kernel(&SMALL, &[], "add_bias")?;
-            let is_f32 = int(usize::from(matches!(y, Output::F32(_))));
             let len = (m * self.n) as u64;
-            let arguments = [y.address().into(), bias.into(), int(self.n), len.into(), is_f32];
+            let arguments = [y.address().into(), bias.into(), n, len.into(), is_f32];
             kernel.launch(Grid::line((m * self.n).div_ceil(256), 256), &arguments)?;
         }
         Ok(())
     }
 
-    fn product_int8(
-        &self,
-        x: &Buffer<u16>,
-        m: usize,
-        (q, scale): (&Buffer<u8>, &Buffer<f32>),
-        y: &Output<'_>,
-    ) -> CudaResult<()> {
-        let device = &self.device;
-        let x = quantize_rows(device, "quantize_int8_rows", x, m, self.k_padded)?;
-        let sums = device.uninit::<i32>(m * self.n)?;
-        let operands = Operands { x: x.0.address(), w: q.address(), y: sums.address() };
-        device.matmul(DenseType::Int8, self.at(m), &operands, None)?;
-        let kernel = device.kernel(&QUANTIZE, &[], "scale_int32")?;
-        let grid = Grid { blocks: (self.n.div_ceil(256), m, 1), threads: 256, shared: 0 };
-        let is_f32 = int(usize::from(matches!(y, Output::F32(_))));
-        let (y, n) = (y.address().into(), int(self.n));
-        kernel.launch(grid, &[(&sums).into(), (&x.1).into(), scale.into(), y, n, is_f32])
-    }
-
-    /// W as bf16 rows (N, [`Linear::k_padded`]).
-    pub fn to_bf16(&self) -> CudaResult<Buffer<u16>> {
+    /// W as bf16 rows (N, [`Linear::k_padded`]); scales of rows are in it.
+    fn to_bf16(&self) -> CudaResult<Buffer<u16>> {
         let device = &self.device;
         let w = device.uninit::<u16>(self.n * self.k_padded)?;
         let (n, k) = (int(self.n), int(self.k_padded));
+        let pairs = int(usize::from(self.rows == Rows::GatePairs));
         match &self.data {
-            Data::Int4 { packed, params, bf16, group } => {
-                let kernel = device.kernel(&PACK, &[], "unpack_int4")?;
-                let f32_params = int(usize::from(!bf16));
-                let pairs = int(usize::from(self.rows == Rows::GatePairs));
-                let (group, packed_len) = (int(*group), packed.len());
-                let arguments: [Arg; 9] =
-                    [packed.into(), params.into(), (&w).into(), n, k, k, group, f32_params, pairs];
-                kernel.launch(Grid::line(packed_len.div_ceil(256), 256), &arguments)?;
+            Data::Codes4 { packed, params, bf16, group, table, .. } => {
+                let kernel = device.kernel(&PACK, &[], "unpack_codes4")?;
+                let (f32_params, has_table) = (usize::from(!bf16), usize::from(table.is_some()));
+                let flags = [int(*group), int(f32_params), pairs, int(has_table)];
+                let table: Arg = table.unwrap_or_default().into();
+                let first = [packed.into(), params.into(), (&w).into(), n, k];
+                let arguments = [&first[..], &flags, &[table]].concat();
+                kernel.launch(Grid::line(packed.len().div_ceil(256), 256), &arguments)?;
             }
-            Data::Int8 { q, scale, .. } => {
-                let kernel = device.kernel(&PACK, &[], "int8_to_bf16")?;
-                let fours = q.len() / 4;
-                let arguments = [q.into(), scale.into(), (&w).into(), k, (fours as u64).into()];
-                kernel.launch(Grid::line(fours.div_ceil(256), 256), &arguments)?;
+            Data::Codes8 { packed, scale, float8 } => {
+                let kernel = device.kernel(&PACK, &[], "unpack_codes8")?;
+                let is_float8 = int(usize::from(*float8));
+                let arguments = [packed.into(), scale.into(), (&w).into(), n, k, pairs, is_float8];
+                kernel.launch(Grid::line(packed.len().div_ceil(256), 256), &arguments)?;
             }
             Data::Bf16 { w: rows } => w.copy_from(rows)?,
+            Data::Rows8 { .. } => return Err(super::no_kernel(self.n, self.k)),
         }
         Ok(w)
     }
 }
 
-/// Rows of x as `kernel` quantizes them, and their scales.
-fn quantize_rows(
+/// All of x to e4m3 with one scale.
+fn quantize_all(
     device: &Device,
-    kernel: &str,
     x: &Buffer<u16>,
-    m: usize,
     k: usize,
-) -> CudaResult<(Buffer<u8>, Buffer<f32>)> {
-    let (q, scale) = (device.uninit(m * k)?, device.uninit(m)?);
-    quantize_rows_into(device, kernel, x, k, (&q, &scale))?;
-    Ok((q, scale))
+    (q, scale, amax): (&Buffer<u8>, &Buffer<f32>, &Buffer<u32>),
+) -> CudaResult<()> {
+    let m = scale.len();
+    amax.fill_bytes(0)?;
+    let kernel = device.kernel(&QUANTIZE, &[], "largest_of_all")?;
+    kernel.launch(Grid::line(m, 512), &[x.into(), amax.into(), int(k)])?;
+    let kernel = device.kernel(&QUANTIZE, &[], "quantize_e4m3_all")?;
+    let arguments = [x.into(), q.into(), amax.into(), scale.into(), int(k)];
+    kernel.launch(Grid::line(m, 512), &arguments)
 }
 
-/// The same into buffers that are there; K is a multiple of 8.
+/// Rows of x as `kernel` quantizes them, and their scales; K is a multiple of 8.
 pub(in crate::cuda) fn quantize_rows_into(
     device: &Device,
     kernel: &str,
@@ -252,21 +344,6 @@ pub(in crate::cuda) fn quantize_rows_into(
     let arguments = [x.into(), q.into(), scale.into(), int(k)];
     let threads = (k / 8).div_ceil(4).next_multiple_of(32).clamp(32, 512);
     kernel.launch(Grid::line(m, threads), &arguments)
-}
-
-/// The int8 codes of x as bf16, and the tokens' scales.
-fn quantize_codes(
-    device: &Device,
-    x: &Buffer<u16>,
-    m: usize,
-    (_, k_padded): (usize, usize),
-) -> CudaResult<(Buffer<u16>, Buffer<f32>)> {
-    let (codes, scale) = (device.uninit::<u16>(m * k_padded)?, device.uninit::<f32>(m)?);
-    let kernel = device.kernel(&QUANTIZE, &[], "quantize_int8_codes")?;
-    // Zeros behind K change neither the largest value nor any sum.
-    let arguments = [x.into(), (&codes).into(), (&scale).into(), int(k_padded), int(k_padded)];
-    kernel.launch(Grid::line(m, 512), &arguments)?;
-    Ok((codes, scale))
 }
 
 /// `silu(gate) · up` of (M, 2 F) to (M, `ldy`) at `y`.

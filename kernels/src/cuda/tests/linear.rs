@@ -2,7 +2,7 @@
 
 use super::{assert_close, device, from_bf16, poisoned_bf16, poisoned_f32, to_bf16};
 use crate::cuda::Device;
-use crate::cuda::linear::{HostWeight, Linear, Output, Rows};
+use crate::cuda::linear::{Float8Scales, HostWeight, Linear, Output, Rows};
 use crate::sample::Sample;
 
 /// A weight, its rows in f64, and whether activations are quantized.
@@ -21,6 +21,108 @@ struct Case {
 enum Activations {
     AsTheyAre,
     Int8,
+    Float8Rows,
+    Float8All,
+}
+
+/// What an e4m3 code stands for.
+fn e4m3(code: u8) -> f64 {
+    let (exponent, fraction) = (i32::from(code >> 3 & 15), f64::from(code & 7));
+    let size = match exponent {
+        0 => fraction * 2f64.powi(-9),
+        _ => (8.0 + fraction) * 2f64.powi(exponent - 10),
+    };
+    if code & 0x7f == 0x7f {
+        f64::NAN
+    } else if code & 0x80 == 0 {
+        size
+    } else {
+        -size
+    }
+}
+
+/// The e4m3 number next to `v`, ties to even, beyond 448 saturated.
+fn to_e4m3(v: f64) -> f64 {
+    let codes = 0..0x7f_u8;
+    let even = |code: &u8| code & 1;
+    let far = |code: &u8| (e4m3(*code) - v.abs()).abs();
+    let nearest = codes.min_by(|a, b| far(a).total_cmp(&far(b)).then(even(a).cmp(&even(b))));
+    e4m3(nearest.unwrap_or(0)).copysign(v)
+}
+
+/// The codes' table, made up.
+fn table(sample: &mut Sample) -> [f32; 16] {
+    let mut table = [0.0; 16];
+    for (to, v) in table.iter_mut().zip(sample.vec(16, 1.0)) {
+        *to = half::bf16::from_f32(v).to_f32();
+    }
+    table
+}
+
+fn table4(
+    device: &Device,
+    sample: &mut Sample,
+    (n, k): (usize, usize),
+    (group, bf16, float8): (usize, bool, bool),
+) -> Case {
+    let q: Vec<u8> = (0..n * k / 2).map(|_| sample.bits().to_le_bytes()[7]).collect();
+    let mut scale: Vec<f32> =
+        sample.vec(n * k / group, 0.02).iter().map(|v| v.abs() + 0.001).collect();
+    if bf16 {
+        scale.iter_mut().for_each(|v| *v = half::bf16::from_f32(*v).to_f32());
+    }
+    let mut values = table(sample);
+    if float8 {
+        for (i, v) in values.iter_mut().enumerate() {
+            *v = i as f32 - 8.0;
+        }
+    }
+    let code =
+        |i: usize| usize::from(if i.is_multiple_of(2) { q[i / 2] & 15 } else { q[i / 2] >> 4 });
+    let rows = (0..n * k).map(|i| f64::from(values[code(i)]) * f64::from(scale[i / group]));
+    let rows: Vec<f64> = rows.collect();
+    let (scale, group_size) = (scale.as_slice(), group);
+    let weight = if float8 {
+        HostWeight::Float8Int4 { q: &q, scale, group_size, bf16 }
+    } else {
+        HostWeight::Table4 { q: &q, table: values, scale, group_size, bf16 }
+    };
+    let linear = Linear::new(device, &[(weight, n)], k, Rows::Plain, None).expect("a layer");
+    let activations = if float8 { Activations::Float8Rows } else { Activations::AsTheyAre };
+    let name = format!("table {n} × {k}, groups of {group}, bf16 {bf16}, float8 {float8}");
+    Case { name, linear, rows, n, k, weight_error: 2f64.powi(-7), activations }
+}
+
+fn float8(
+    device: &Device,
+    sample: &mut Sample,
+    (n, k): (usize, usize),
+    activations: Activations,
+) -> Case {
+    // Every code but the two that are no numbers.
+    let code = |bits: u64| {
+        let byte = bits.to_le_bytes()[7];
+        if byte & 0x7f == 0x7f { byte ^ 1 } else { byte }
+    };
+    let q: Vec<u8> = (0..n * k).map(|_| code(sample.bits())).collect();
+    let scale: Vec<f32> = sample.vec(n, 0.02).iter().map(|v| v.abs() + 0.001).collect();
+    let rows = (0..n * k).map(|i| e4m3(q[i]) * f64::from(scale[i / k])).collect();
+    let (q, scale) = (q.as_slice(), scale.as_slice());
+    let weight = match activations {
+        Activations::Float8Rows => {
+            HostWeight::Float8Dynamic { q, scale, activations: Float8Scales::Rows }
+        }
+        Activations::Float8All => {
+            HostWeight::Float8Dynamic { q, scale, activations: Float8Scales::All }
+        }
+        _ => HostWeight::Float8 { q, scale },
+    };
+    let linear = Linear::new(device, &[(weight, n)], k, Rows::Plain, None).expect("a layer");
+    let dynamic = activations != Activations::AsTheyAre;
+    let name = format!("float8 {n} × {k}, dynamic {dynamic}");
+    // Hopper adds products of e4m3 with 14 bits.
+    let weight_error = if dynamic { 2f64.powi(-11) } else { 0.0 };
+    Case { name, linear, rows, n, k, weight_error, activations }
 }
 
 fn int4(
@@ -93,9 +195,16 @@ fn dense(device: &Device, sample: &mut Sample, (n, k): (usize, usize)) -> Case {
 /// x as the layer sees it.
 fn seen(x: &[f64], k: usize, activations: Activations) -> Vec<f64> {
     let mut seen = Vec::with_capacity(x.len());
+    let largest = |row: &[f64]| row.iter().fold(0.0, |a: f64, v| a.max(v.abs())) as f32;
     for row in x.chunks_exact(k) {
-        let amax = row.iter().fold(0.0, |a: f64, v| a.max(v.abs())) as f32;
+        let amax = if activations == Activations::Float8All { largest(x) } else { largest(row) };
         match activations {
+            Activations::Float8Rows | Activations::Float8All => {
+                let scale = f64::from(half::bf16::from_f32(amax / 448.0).to_f32());
+                seen.extend(
+                    row.iter().map(|v| to_e4m3(f64::from(*v as f32 / scale as f32)) * scale),
+                );
+            }
             Activations::AsTheyAre => seen.extend_from_slice(row),
             Activations::Int8 => {
                 let scale = (amax / 127.5).max(f32::EPSILON);
@@ -125,7 +234,8 @@ fn check(device: &Device, case: &Case, m: usize, sample: &mut Sample) {
             }
         }
     }
-    let rounded_w = if m > 16 { case.weight_error } else { 0.0 };
+    let eight_bits = matches!(case.activations, Activations::Float8Rows | Activations::Float8All);
+    let rounded_w = if m > 16 || eight_bits { case.weight_error } else { 0.0 };
     let sums = k as f64 * 2f64.powi(-22) + rounded_w;
     let name = format!("{} M = {m} {}", case.name, case.linear.kernel_name(m));
     let y = poisoned_bf16(device, m * n);
@@ -146,36 +256,96 @@ fn check(device: &Device, case: &Case, m: usize, sample: &mut Sample) {
     assert_close(&name, &got, &wanted, |i| bf16_bound(i) + wanted[i].abs() * 2f64.powi(-8));
 }
 
+/// Every number of tokens from 1 to 130.
+fn check_all(device: &Device, cases: &[Case], sample: &mut Sample) {
+    for case in cases {
+        for m in 1..=130 {
+            check(device, case, m, sample);
+        }
+        println!("{}: 1 to 130 tokens", case.name);
+    }
+}
+
 #[test]
-fn every_format_multiplies_as_its_formula_says() {
+fn int4_multiplies_as_its_formula_says() {
     let Some(device) = device() else { return };
     let mut sample = Sample(0xC0DA);
     let cases = [
         int4(&device, &mut sample, (272, 512), 128, true),
+        int4(&device, &mut sample, (33, 2304), 256, true),
+    ];
+    check_all(&device, &cases, &mut sample);
+}
+
+#[test]
+fn int4_in_other_groups_multiplies_as_its_formula_says() {
+    let Some(device) = device() else { return };
+    let mut sample = Sample(0xC0DC);
+    let cases = [
         int4(&device, &mut sample, (100, 384), 64, false),
         int4(&device, &mut sample, (48, 96), 32, true),
         int4(&device, &mut sample, (17, 160), 16, false),
-        int4(&device, &mut sample, (33, 2304), 256, true),
+    ];
+    check_all(&device, &cases, &mut sample);
+}
+
+#[test]
+fn tables_multiply_as_their_formula_says() {
+    let Some(device) = device() else { return };
+    let mut sample = Sample(0xC0DD);
+    let cases = [
+        table4(&device, &mut sample, (272, 512), (64, false, false)),
+        table4(&device, &mut sample, (100, 384), (128, true, false)),
+        table4(&device, &mut sample, (48, 96), (32, true, false)),
+        table4(&device, &mut sample, (17, 160), (16, false, false)),
+        table4(&device, &mut sample, (130, 640), (128, true, true)),
+    ];
+    check_all(&device, &cases, &mut sample);
+}
+
+#[test]
+fn int8_multiplies_as_its_formula_says() {
+    let Some(device) = device() else { return };
+    let mut sample = Sample(0xC0DE);
+    let cases = [
         int8(&device, &mut sample, (272, 512), false),
         int8(&device, &mut sample, (19, 100), false),
         int8(&device, &mut sample, (272, 512), true),
         int8(&device, &mut sample, (64, 192), true),
+    ];
+    check_all(&device, &cases, &mut sample);
+}
+
+#[test]
+fn float8_and_bf16_multiply_as_their_formulas_say() {
+    let Some(device) = device() else { return };
+    let mut sample = Sample(0xC0DF);
+    let mut cases = vec![
+        float8(&device, &mut sample, (272, 512), Activations::AsTheyAre),
+        float8(&device, &mut sample, (19, 100), Activations::AsTheyAre),
         dense(&device, &mut sample, (272, 512)),
         dense(&device, &mut sample, (24, 72)),
     ];
-    for case in &cases {
-        for m in 1..=130 {
-            check(&device, case, m, &mut sample);
-        }
-        println!("{}: 1 to 130 tokens", case.name);
+    if device.has_wgmma() {
+        cases.push(float8(&device, &mut sample, (136, 512), Activations::Float8Rows));
+        cases.push(float8(&device, &mut sample, (72, 192), Activations::Float8All));
     }
-    // A wide layer takes other tilings.
+    check_all(&device, &cases, &mut sample);
+}
+
+#[test]
+fn wide_layers_and_many_tokens_take_other_tilings() {
+    let Some(device) = device() else { return };
+    let mut sample = Sample(0xC0E0);
     let wide = [
         int4(&device, &mut sample, (8208, 128), 128, true),
         int8(&device, &mut sample, (8208, 128), false),
+        int8(&device, &mut sample, (4100, 192), true),
+        int4(&device, &mut sample, (520, 2048), 128, true),
+        table4(&device, &mut sample, (328, 1024), (64, false, false)),
     ];
     for case in &wide {
-        for m in [1, 4, 5, 8, 9, 16, 17, 32, 33, 64, 65] {
+        for m in [1, 4, 5, 8, 9, 16, 17, 32, 33, 64, 65, 300] {
             check(&device, case, m, &mut sample);
         }
     }
@@ -185,7 +355,7 @@ fn every_format_multiplies_as_its_formula_says() {
 fn gate_pairs_are_silu_of_one_half_times_the_other() {
     let Some(device) = device() else { return };
     let mut sample = Sample(0xC0DB);
-    for f in [24, 64, 136] {
+    for f in [20, 24, 64, 136] {
         let k = 128;
         let (gate, up) = (sample.vec(f * k, 0.2), sample.vec(f * k, 0.2));
         let (gate, up) = (to_bf16(&gate), to_bf16(&up));
@@ -200,6 +370,13 @@ fn gate_pairs_are_silu_of_one_half_times_the_other() {
         let dense_parts = [(HostWeight::Bf16(&gate), f), (HostWeight::Bf16(&up), f)];
         check_pairs(&device, &mut sample, (f, k), &dense, &dense_parts);
         check_pairs(&device, &mut sample, (f, k), &codes, &[(int4, 2 * f)]);
+        let q: Vec<i8> =
+            (0..2 * f * k).map(|_| sample.bits().to_le_bytes()[7].cast_signed()).collect();
+        let scale: Vec<f32> = (0..2 * f).map(|i| 0.0005 + i as f32 * 1e-6).collect();
+        let rows: Vec<f64> =
+            q.iter().enumerate().map(|(i, q)| f64::from(*q) * f64::from(scale[i / k])).collect();
+        let int8 = HostWeight::Int8 { q: &q, scale: &scale };
+        check_pairs(&device, &mut sample, (f, k), &rows, &[(int8, 2 * f)]);
     }
 }
 
@@ -212,7 +389,7 @@ fn check_pairs(
     parts: &[(HostWeight<'_>, usize)],
 ) {
     let linear = Linear::new(device, parts, k, Rows::GatePairs, None).expect("a layer");
-    for m in [1, 3, 8, 20, 64, 70] {
+    for m in [1, 3, 8, 20, 64, 70, 140] {
         let x = to_bf16(&sample.vec(m * k, 1.0));
         let y = poisoned_bf16(device, m * f);
         let x_device = device.upload(&x).expect("x");
