@@ -38,7 +38,7 @@ impl Output<'_> {
         }
     }
 
-    fn address(&self) -> u64 {
+    pub(super) fn address(&self) -> u64 {
         match self {
             Output::Bf16(y) => y.address(),
             Output::AddF32(y) | Output::F32(y) => y.address(),
