@@ -85,7 +85,7 @@ eval='eval perplexity --windows 1 --context 64'
 echo "== an array job gives the numbers of this machine"
 grid="\"quantize int4-weight-only --group-size {32,64,128} | $eval\""
 aolab -c "load tiny; sweep --on slurm --folder shared $grid | save elsewhere.csv" >sweep1.txt 2>&1 || fail "the sweep on Slurm"
-aolab --no-store -c "load tiny; sweep --jobs 1 $grid | save here.csv" >sweep2.txt 2>&1 || fail "the sweep here"
+"$AOLAB" --no-store -c "load tiny; sweep --jobs 1 $grid | save here.csv" >sweep2.txt 2>&1 || fail "the sweep here"
 # Settings and perplexity; speeds differ.
 [ "$(cut -d, -f1-3 elsewhere.csv)" = "$(cut -d, -f1-3 here.csv)" ] || { cat elsewhere.csv here.csv; fail "the numbers differ"; }
 [ "$(rows)" = 3 ] || fail "3 rows wanted, got $(rows)"

@@ -92,7 +92,8 @@ impl Session {
         let bound = statement.bind.as_ref().map(|word| word.text.as_str());
         let effect = match &result {
             Ok((value, _)) => match (self.keep(text, bound, value), begins_with) {
-                (_, "set" | "run" | "cache") => Effect::Setting,
+                (_, "set" | "cache") => Effect::Setting,
+                (_, "run" | "watch") => Effect::Script,
                 (_, "undo") => Effect::Undo,
                 (_, "redo") => Effect::Redo,
                 (effect, _) => effect,

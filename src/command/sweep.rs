@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Command, Example, Group, Output};
-use crate::error::{Error, Result};
+use crate::error::{AtPath as _, Error, Result};
 use crate::language::{parse, quote};
 use crate::model::Model;
 use crate::session::Session;
@@ -236,6 +236,8 @@ fn times(line: &str) -> bool {
 fn saved(folder: &std::path::Path, pipelines: &[String], base: &Session) -> Result<Vec<String>> {
     let folder =
         std::path::absolute(folder).map_err(|error| Error::file(folder, error.to_string()))?;
+    let models = folder.join("models");
+    std::fs::create_dir_all(&models).at(&models)?;
     let mut lines = Vec::new();
     let mut keep = |name: Option<&str>, model: &Model| -> Result<()> {
         let path = folder

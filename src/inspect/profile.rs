@@ -162,28 +162,29 @@ impl Profile {
 }
 
 impl Timed {
-    /// Runs `work` and records it as one call of `name`.
-    fn timed(
-        &self,
-        name: &str,
-        cpu: &Cpu,
-        m: usize,
-        cost: Cost,
-        work: impl FnOnce() -> Result<()>,
-    ) -> Result<()> {
+    /// Runs `work` and records it as one call.
+    fn timed(&self, call: Call, work: impl FnOnce() -> Result<()>) -> Result<()> {
         let begin = Instant::now();
         work()?;
         self.profile.record(Event {
-            name: name.to_owned(),
+            name: call.name,
             category: "linear",
             begin_us: (begin - self.profile.begin).as_secs_f64() * 1e6,
             took_us: begin.elapsed().as_secs_f64() * 1e6,
-            kernel: self.inner.kernel(cpu, m),
-            rows: m,
-            cost,
+            kernel: call.kernel,
+            rows: call.rows,
+            cost: call.cost,
         });
         Ok(())
     }
+}
+
+/// What a call of one layer, or of several that read the same input, is.
+struct Call {
+    name: String,
+    kernel: String,
+    rows: usize,
+    cost: Cost,
 }
 
 impl Weight for Timed {
@@ -220,17 +221,24 @@ impl Weight for Timed {
     }
 
     fn linear(&self, cpu: &Cpu, x: &[f32], m: usize, y: &mut [f32]) -> Result<()> {
-        self.timed(&self.fqn, cpu, m, self.inner.cost(m), || self.inner.linear(cpu, x, m, y))
+        let (kernel, cost) = (self.inner.kernel(cpu, m), self.inner.cost(m));
+        let call = Call { name: self.fqn.clone(), kernel, rows: m, cost };
+        self.timed(call, || self.inner.linear(cpu, x, m, y))
     }
 
     /// Layers that read the same input are one call of the weight inside, and one event.
     fn linear_many(&self, cpu: &Cpu, x: &[f32], m: usize, jobs: &mut [Job<'_>]) -> Result<()> {
         let mut names = Vec::new();
+        let mut kernels: Vec<String> = Vec::new();
         let mut cost = Cost { bytes: 0, flops: 0 };
         let mut inner: Vec<Job<'_>> = Vec::with_capacity(jobs.len());
         for (weight, y) in jobs.iter_mut() {
             let any: &dyn Any = *weight;
             let of_job = weight.cost(m);
+            let kernel = weight.kernel(cpu, m);
+            if !kernels.contains(&kernel) {
+                kernels.push(kernel);
+            }
             cost.bytes += of_job.bytes;
             cost.flops += of_job.flops;
             match any.downcast_ref::<Timed>() {
@@ -242,7 +250,8 @@ impl Weight for Timed {
                 None => inner.push((*weight, &mut **y)),
             }
         }
-        self.timed(&names.join(" + "), cpu, m, cost, || {
+        let (name, kernel) = (names.join(" + "), kernels.join(" + "));
+        self.timed(Call { name, kernel, rows: m, cost }, || {
             self.inner.linear_many(cpu, x, m, &mut inner)
         })
     }

@@ -33,8 +33,10 @@ pub struct HistoryLine {
 pub enum Effect {
     /// Nothing that stays: it failed, or showed something.
     Nothing,
-    /// It changed a setting, which `undo` does not take back.
+    /// It changed a setting. `undo` takes back the table that it showed, and not the setting.
     Setting,
+    /// It ran a script, which may have done anything.
+    Script,
     /// It made a model or bound a variable.
     State,
     /// It made a result that no variable holds, which `undo` takes back all the same.
@@ -61,32 +63,49 @@ impl Session {
     /// The shortest script that brings the models, variables and settings back as they are now: what only measured, and
     /// what was undone, is not in it.
     pub fn resume_script(&self) -> String {
-        let mut kept: Vec<&HistoryLine> = Vec::new();
-        let mut undone: Vec<&HistoryLine> = Vec::new();
+        // Each line, and whether it still holds; the steps that `undo` goes back, and those that `redo` would do again.
+        let mut kept: Vec<(&HistoryLine, bool)> = Vec::new();
+        let (mut steps, mut undone): (Vec<usize>, Vec<usize>) = (Vec::new(), Vec::new());
         for line in &self.history {
             match line.effect {
                 Effect::Nothing => {}
-                Effect::Setting => kept.push(line),
-                Effect::State | Effect::Result => {
-                    kept.push(line);
-                    undone.clear();
-                }
                 Effect::Undo => {
-                    let last = kept.iter().rposition(|line| line.effect != Effect::Setting);
-                    undone.extend(last.map(|at| kept.remove(at)));
+                    // How many steps a script made is not known here: it stays.
+                    let step = steps.pop_if(|at| kept[*at].0.effect != Effect::Script);
+                    if let Some(at) = step {
+                        kept[at].1 = kept[at].0.effect == Effect::Setting;
+                        undone.push(at);
+                    }
                 }
-                Effect::Redo => kept.extend(undone.pop()),
+                Effect::Redo => {
+                    if let Some(at) = undone.pop() {
+                        kept[at].1 = true;
+                        steps.push(at);
+                    }
+                }
+                _ => {
+                    undone.clear();
+                    steps.push(kept.len());
+                    kept.push((line, true));
+                }
             }
         }
         let mut script = format!(
             "# What a session held, by aolab {}: `aolab --resume` brings it back.\n",
             env!("CARGO_PKG_VERSION")
         );
+        let mut lines: Vec<String> = Vec::new();
         if self.first_seed != 0 {
-            let _ = writeln!(script, "set seed {}", self.first_seed);
+            lines.push(format!("set seed {}", self.first_seed));
         }
-        for line in kept.into_iter().filter(|line| line.effect != Effect::Result) {
-            let _ = writeln!(script, "{}", line.source);
+        for (line, _) in kept.iter().filter(|(line, holds)| *holds && line.effect != Effect::Result)
+        {
+            lines.push(line.source.clone());
+        }
+        // The first line may be the one that chose the seed.
+        lines.dedup();
+        for line in lines {
+            let _ = writeln!(script, "{line}");
         }
         script
     }

@@ -62,7 +62,7 @@ pub struct Run {
     pub table: Option<Arc<Table>>,
 }
 
-/// JSON has no NaN and no infinity: they are strings, as in tables.
+/// Numbers are strings that read back to the last bit, and so are NaN and infinity, which JSON lacks.
 mod finite_or_words {
     use serde::{Deserialize, Deserializer, Serializer};
 
@@ -75,11 +75,7 @@ mod finite_or_words {
 
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
     pub(super) fn serialize<S: Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
-        if value.is_finite() {
-            to.serialize_f64(*value)
-        } else {
-            to.serialize_str(&value.to_string())
-        }
+        to.serialize_str(&format!("{value:e}"))
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
