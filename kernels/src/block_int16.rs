@@ -33,20 +33,31 @@ impl BlockInt16 {
     /// `x` (rows of `k`) in blocks of `block`. `None` when a number is NaN or infinite or a whole block is smaller
     /// than 1e-30, which integers cannot stand for: the caller multiplies in f32 then.
     pub(crate) fn new(isa: Isa, x: &[f32], k: usize, block: usize) -> Option<BlockInt16> {
+        BlockInt16::up_to(isa, x, (k, block), QMAX)
+    }
+
+    /// The same with integers of at most ±`qmax`, for products with larger integers than bytes are.
+    pub(crate) fn up_to(
+        isa: Isa,
+        x: &[f32],
+        (k, block): (usize, usize),
+        qmax: f32,
+    ) -> Option<BlockInt16> {
+        assert!((1.0..=QMAX).contains(&qmax), "16-bit integers up to {qmax}");
         let padded_k = k.next_multiple_of(block);
         let rows = x.len() / k.max(1);
         let mut q = vec![0; rows * padded_k];
         let mut scale = vec![0.0; rows * (padded_k / block)];
         let done = match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(avx2) => rows_x86(avx2, x, (k, block), &mut q, &mut scale),
+            Isa::Avx2(avx2) => rows_x86(avx2, x, (k, block, qmax), &mut q, &mut scale),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(avx512) => rows_x86(avx512.avx2(), x, (k, block), &mut q, &mut scale),
+            Isa::Avx512(avx512) => rows_x86(avx512.avx2(), x, (k, block, qmax), &mut q, &mut scale),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni(vnni) => {
-                rows_x86(vnni.avx512().avx2(), x, (k, block), &mut q, &mut scale)
+                rows_x86(vnni.avx512().avx2(), x, (k, block, qmax), &mut q, &mut scale)
             }
-            _ => rows_plain(x, (k, block), &mut q, &mut scale),
+            _ => rows_plain(x, (k, block, qmax), &mut q, &mut scale),
         };
         done.then_some(BlockInt16 { q, scale, block, padded_k })
     }
@@ -64,7 +75,13 @@ impl BlockInt16 {
 }
 
 #[cfg(target_arch = "x86_64")]
-fn rows_x86(_: Avx2, x: &[f32], size: (usize, usize), q: &mut [i16], scale: &mut [f32]) -> bool {
+fn rows_x86(
+    _: Avx2,
+    x: &[f32],
+    size: (usize, usize, f32),
+    q: &mut [i16],
+    scale: &mut [f32],
+) -> bool {
     // SAFETY: the `Avx2` token is made only after avx2 was detected.
     unsafe { rows_avx2(x, size, q, scale) }
 }
@@ -72,17 +89,22 @@ fn rows_x86(_: Avx2, x: &[f32], size: (usize, usize), q: &mut [i16], scale: &mut
 /// The plain loops again, compiled for AVX2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn rows_avx2(x: &[f32], size: (usize, usize), q: &mut [i16], scale: &mut [f32]) -> bool {
+fn rows_avx2(x: &[f32], size: (usize, usize, f32), q: &mut [i16], scale: &mut [f32]) -> bool {
     rows_plain(x, size, q, scale)
 }
 
 #[inline(always)]
-fn rows_plain(x: &[f32], (k, block): (usize, usize), q: &mut [i16], scale: &mut [f32]) -> bool {
+fn rows_plain(
+    x: &[f32],
+    (k, block, qmax): (usize, usize, f32),
+    q: &mut [i16],
+    scale: &mut [f32],
+) -> bool {
     let padded_k = k.next_multiple_of(block);
     let rows = x.chunks_exact(k.max(1)).zip(q.chunks_exact_mut(padded_k.max(1)));
     for ((x, q), scale) in rows.zip(scale.chunks_exact_mut((padded_k / block).max(1))) {
         for ((x, q), scale) in x.chunks(block).zip(q.chunks_exact_mut(block)).zip(scale) {
-            match quantize_block(x, q) {
+            match quantize_block(x, q, qmax) {
                 Some(s) => *scale = s,
                 None => return false,
             }
@@ -92,7 +114,7 @@ fn rows_plain(x: &[f32], (k, block): (usize, usize), q: &mut [i16], scale: &mut 
 }
 
 #[inline(always)]
-fn quantize_block(x: &[f32], q: &mut [i16]) -> Option<f32> {
+fn quantize_block(x: &[f32], q: &mut [i16], qmax: f32) -> Option<f32> {
     // Compared as integers, magnitudes order like numbers, with infinity and NaN on top.
     let amax = x.iter().fold(0, |amax: u32, v| amax.max(v.to_bits() & 0x7fff_ffff));
     let amax = f32::from_bits(amax);
@@ -102,11 +124,11 @@ fn quantize_block(x: &[f32], q: &mut [i16]) -> Option<f32> {
     if !amax.is_finite() || amax < SMALLEST_AMAX {
         return None;
     }
-    let inv_scale = QMAX / amax;
+    let inv_scale = qmax / amax;
     for (q, &x) in q.iter_mut().zip(x) {
         *q = low_half((x * inv_scale + ROUND).to_bits());
     }
-    Some(amax / QMAX)
+    Some(amax / qmax)
 }
 
 /// The low 16 bits as a signed integer.

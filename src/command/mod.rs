@@ -22,6 +22,7 @@ mod pipeline;
 mod reference;
 
 mod bench;
+mod bench_format;
 mod cache;
 mod calibrate;
 mod compare;

@@ -1,21 +1,48 @@
 //! AVX-512 VNNI: 32 codes looked up in a register (`vpermw`) and multiplied in pairs (`vpdpwssd`).
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "sums are registers: the index names a row, and iterators over them spill"
+)]
+
 use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::activation::{Blocks, WORDS};
 use super::{BLOCK_NBYTES, Weight};
 use crate::isa::Avx512Vnni;
+use crate::parallel::Tile;
 
-/// Row `n` times row `m` of the activations.
-pub(super) fn row(_: Avx512Vnni, w: &Weight, n: usize, x: &Blocks, m: usize) -> f32 {
+/// Rows that are multiplied together, so that they share what is loaded of the activations.
+const ROWS: usize = 4;
+
+/// The rows of a tile times each row of the activations.
+pub(super) fn tile(_: Avx512Vnni, w: &Weight, x: &Blocks, tile: &mut Tile<'_, f32>) {
     match x.per_block() {
-        // SAFETY: the token proves the instructions of every `row_of`.
-        4 => unsafe { row_of::<4>(w, n, x, m) },
+        // SAFETY: the token proves the instructions of every `tile_of`.
+        2 => unsafe { tile_of::<2>(w, x, tile) },
         // SAFETY: as above.
-        8 => unsafe { row_of::<8>(w, n, x, m) },
+        4 => unsafe { tile_of::<4>(w, x, tile) },
         // SAFETY: as above.
-        _ => unsafe { row_of::<16>(w, n, x, m) },
+        8 => unsafe { tile_of::<8>(w, x, tile) },
+        // SAFETY: as above.
+        _ => unsafe { tile_of::<16>(w, x, tile) },
+    }
+}
+
+/// `P` codes a word.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn tile_of<const P: usize>(w: &Weight, x: &Blocks, tile: &mut Tile<'_, f32>) {
+    let rows = tile.cols();
+    let whole = rows.end - rows.len() % ROWS;
+    for m in tile.rows() {
+        let y = tile.row(m);
+        for n in (rows.start..whole).step_by(ROWS) {
+            y[n - rows.start..][..ROWS].copy_from_slice(&rows_of::<P, ROWS>(w, n, x, m));
+        }
+        for n in whole..rows.end {
+            y[n - rows.start] = rows_of::<P, 1>(w, n, x, m)[0];
+        }
     }
 }
 
@@ -51,37 +78,55 @@ fn add_products(mut sum: __m512i, values: __m512i, x: &[i16; WORDS]) -> __m512i 
     sum
 }
 
-/// `P` codes a word. A lookup reads the low five bits of a word: tables repeat, so that what is above a code is harmless.
+/// Rows `n .. n + R` times row `m` of the activations. A lookup reads the low five bits of a word: tables repeat, so that
+/// what is above a code is harmless.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn row_of<const P: usize>(w: &Weight, n: usize, x: &Blocks, m: usize) -> f32 {
-    let first = n / w.block.0 * w.across();
+fn rows_of<const P: usize, const R: usize>(w: &Weight, n: usize, x: &Blocks, m: usize) -> [f32; R] {
     let (vectors, scales) = x.row(m);
     let columns = WORDS * P;
-    let blocks = w.row(n).as_chunks::<BLOCK_NBYTES>().0.iter().zip(vectors.as_chunks::<P>().0);
-    let mut table = load(&w.integers[first]);
     let whole_row = w.across() == 1;
-    let mut sum = _mm512_setzero_ps();
-    for (b, ((codes, x), scale)) in blocks.zip(scales).enumerate() {
-        if !whole_row {
-            table = load(&w.integers[first + b * columns / w.block.1]);
-        }
-        let ahead = codes.as_ptr().wrapping_add(2 << 10);
-        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-        let codes = load_codes(codes);
-        let mut dots = [_mm512_setzero_si512(); 2];
-        for (j, x) in x.iter().enumerate() {
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_possible_wrap,
-                reason = "at most 15"
-            )]
-            let shift = _mm_cvtsi32_si128((j * (16 / P)) as i32);
-            let index = _mm512_srl_epi16(codes, shift);
-            let values = _mm512_permutexvar_epi16(index, table);
-            dots[j % 2] = add_products(dots[j % 2], values, x);
-        }
-        let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dots[0], dots[1]));
-        sum = _mm512_fmadd_ps(dot, _mm512_set1_ps(*scale), sum);
+    let mut codes: [&[[u8; BLOCK_NBYTES]]; R] = [&[]; R];
+    let mut first = [0; R];
+    let mut tables = [_mm512_setzero_si512(); R];
+    for r in 0..R {
+        codes[r] = w.row(n + r).as_chunks::<BLOCK_NBYTES>().0;
+        first[r] = (n + r) / w.block.0 * w.across();
+        tables[r] = load(&w.integers[first[r]]);
     }
-    _mm512_reduce_add_ps(sum) * w.scale
+    let ahead = R * codes[0].len() * BLOCK_NBYTES;
+    let mut sums = [_mm512_setzero_ps(); R];
+    for (b, (x, scale)) in vectors.as_chunks::<P>().0.iter().zip(scales).enumerate() {
+        let mut dots = [[_mm512_setzero_si512(); 2]; R];
+        let mut words = [_mm512_setzero_si512(); R];
+        for r in 0..R {
+            if !whole_row {
+                tables[r] = load(&w.integers[first[r] + b * columns / w.block.1]);
+            }
+            let line = codes[r][b].as_ptr().wrapping_add(ahead);
+            _mm_prefetch::<_MM_HINT_T1>(line.cast());
+            words[r] = load_codes(&codes[r][b]);
+        }
+        for (j, x) in x.iter().enumerate() {
+            for r in 0..R {
+                let values = _mm512_permutexvar_epi16(words[r], tables[r]);
+                dots[r][j % 2] = add_products(dots[r][j % 2], values, x);
+                words[r] = match P {
+                    2 => _mm512_srli_epi16::<8>(words[r]),
+                    4 => _mm512_srli_epi16::<4>(words[r]),
+                    8 => _mm512_srli_epi16::<2>(words[r]),
+                    _ => _mm512_srli_epi16::<1>(words[r]),
+                };
+            }
+        }
+        for r in 0..R {
+            let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dots[r][0], dots[r][1]));
+            sums[r] = _mm512_fmadd_ps(dot, _mm512_set1_ps(*scale), sums[r]);
+        }
+    }
+    let mut y = [0.0; R];
+    for r in 0..R {
+        y[r] = _mm512_reduce_add_ps(sums[r]) * w.scale;
+    }
+    y
 }

@@ -2,8 +2,9 @@
 //! x (M, K) f32 · u (N, K) codes of 1 to 8 bits · tables (N/R, K/C, 2ᵇ) f32 → y (M, N) f32.
 //! Rows of codes are streams of 1, 2, 4 or 8 bits, the lowest first, filled up to 64 bytes; 3 bits take 4, 5 to 7 take 8.
 //! Error: |y − f64 result| ≤ Σ_blocks amax(x in block) / 16000 · Σ|w| + amax(tables) / 16000 · Σ|x| + K · 2⁻²² · Σ|x·w|, blocks of 64
-//! bytes of codes, because x and tables are rounded to integers; codes of more than 4 bits, tables that change within a
-//! block, three tokens and more, and x with NaN or infinity are multiplied in f32 and keep only the last term.
+//! bytes of codes, because x and tables are rounded to integers; codes of more than 5 bits, tables that change within a
+//! block (of 32 columns for three tokens and more), and x with NaN or infinity are multiplied in f32 and keep only the last
+//! term.
 //! Source: torchao's codebook_coreml and codebook_groupwise formats; tables in a register (`vpermw`, `vpshufb`) as in T-MAC.
 
 mod activation;
@@ -11,12 +12,16 @@ mod activation;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_fill;
 
 #[cfg(test)]
 mod tests;
 
 use std::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+use crate::block_int16::BlockInt16;
 use crate::{Cost, Cpu, Isa, Shape, dense_linear, exact_f32};
 use activation::Blocks;
 
@@ -26,14 +31,17 @@ const BLOCK_NBYTES: usize = 64;
 /// The largest integers of activations and of tables: 32 · 8191 · 8191 < 2³¹.
 const INTEGER_MAX: f32 = 8_191.0;
 
-/// From this many rows on, the weight is dequantized once, a panel at a time, and multiplied in f32.
+/// From this many rows on, the weight is looked up once, a block at a time, and multiplied as a matrix.
 const GEMM_FROM: usize = 3;
+
+/// Columns that such a block has where tables are integers: more products of the largest would not fit 32 bits.
+const GEMM_BLOCK: usize = 32;
 
 /// Rows of one part of the work at least; there are eight parts a thread, which evens out cores that others slow down.
 const PART_ROWS: usize = 16;
 
 /// Shapes, bits and table blocks (rows, columns) of tests and benches; 0 stands for all.
-pub const SHAPES: [(Shape, u32, (usize, usize)); 11] = [
+pub const SHAPES: [(Shape, u32, (usize, usize)); 16] = [
     (Shape { m: 1, n: 1, k: 1 }, 4, (0, 0)),
     (Shape { m: 1, n: 4, k: 100 }, 4, (2, 0)),
     (Shape { m: 2, n: 6, k: 256 }, 4, (1, 0)),
@@ -45,6 +53,11 @@ pub const SHAPES: [(Shape, u32, (usize, usize)); 11] = [
     (Shape { m: 3, n: 130, k: 320 }, 4, (2, 0)),
     (Shape { m: 1, n: 4, k: 90 }, 6, (2, 0)),
     (Shape { m: 5, n: 3, k: 64 }, 8, (0, 32)),
+    (Shape { m: 1, n: 7, k: 200 }, 5, (1, 0)),
+    (Shape { m: 17, n: 21, k: 300 }, 3, (1, 0)),
+    (Shape { m: 6, n: 50, k: 288 }, 2, (25, 32)),
+    (Shape { m: 40, n: 13, k: 160 }, 1, (0, 0)),
+    (Shape { m: 33, n: 14, k: 96 }, 5, (2, 48)),
 ];
 
 /// A weight (N, K). Made by [`Weight::new`], which checks.
@@ -57,7 +70,7 @@ pub struct Weight {
     tables: Vec<f32>,
     /// Rows and columns that share a table.
     block: (usize, usize),
-    /// The tables' values as integers, each table 32 of them, its values repeated; empty for more than 4 bits.
+    /// The tables' values as integers, each table 32 of them, its values repeated; empty for more than 5 bits.
     integers: Vec<[i16; 32]>,
     scale: f32,
 }
@@ -82,7 +95,7 @@ impl Weight {
             .iter()
             .fold(0.0_f32, |amax, v| if v.is_finite() { amax.max(v.abs()) } else { f32::INFINITY });
         let scale = if amax.is_finite() && amax > 1e-30 { amax / INTEGER_MAX } else { 0.0 };
-        let small = bits <= 4 && amax.is_finite();
+        let small = bits <= 5 && amax.is_finite();
         let tables_of = if small { tables.chunks_exact(1 << bits) } else { [].chunks_exact(1) };
         let integers = tables_of.map(|table| integers(table, scale)).collect();
         let width = width(bits);
@@ -128,12 +141,19 @@ impl Weight {
 
     /// Writes the codes of row `n`.
     pub fn codes(&self, n: usize, codes: &mut [u8]) {
-        let width = width(self.bits);
-        let mask = 0xff_u8 >> (8 - width);
-        for (codes, byte) in codes.chunks_mut(8 / width).zip(self.row(n)) {
-            for (j, code) in codes.iter_mut().enumerate() {
-                *code = byte >> (j * width) & mask;
-            }
+        self.each_code(n, 0..codes.len().min(self.k), |j, code| codes[j] = code);
+    }
+
+    /// Calls `f(k − k.start, code)` for columns of row `n`.
+    #[inline(always)]
+    fn each_code(&self, n: usize, k: Range<usize>, f: impl FnMut(usize, u8)) {
+        let row = self.row(n);
+        // The width is a constant in each, so that finding a code is a shift.
+        match width(self.bits) {
+            1 => each_code::<1>(row, k, f),
+            2 => each_code::<2>(row, k, f),
+            4 => each_code::<4>(row, k, f),
+            _ => each_code::<8>(row, k, f),
         }
     }
 
@@ -149,27 +169,41 @@ impl Weight {
 
     /// Columns `k` of row `n` in f32, to the start of `part`.
     pub fn dequantize(&self, n: usize, k: Range<usize>, part: &mut [f32]) {
-        let width = width(self.bits);
-        let (mask, per_byte) = (0xff_u8 >> (8 - width), 8 / width);
         let first = n / self.block.0 * self.across();
-        let row = self.row(n);
         let mut at = k.start;
         while at < k.end {
             let table = &self.tables[(first + at / self.block.1) << self.bits..][..1 << self.bits];
             let end = ((at / self.block.1 + 1) * self.block.1).min(k.end);
-            for (value, k) in part[at - k.start..end - k.start].iter_mut().zip(at..) {
-                let code = row[k / per_byte] >> (k % per_byte * width) & mask;
-                *value = table[usize::from(code)];
-            }
+            let part = &mut part[at - k.start..end - k.start];
+            self.each_code(n, at..end, |j, code| part[j] = table[usize::from(code)]);
             at = end;
         }
     }
 
     /// Whether tables are small, and none changes within a block of codes.
     fn has_integers(&self) -> bool {
-        let columns = BLOCK_NBYTES * 8 / width(self.bits);
+        self.has_integers_for(BLOCK_NBYTES * 8 / width(self.bits))
+    }
+
+    /// Whether tables are small, and none changes within so many columns.
+    fn has_integers_for(&self, columns: usize) -> bool {
         !self.integers.is_empty()
             && (self.block.1 == self.k || self.block.1.is_multiple_of(columns))
+    }
+}
+
+#[inline(always)]
+fn each_code<const WIDTH: usize>(row: &[u8], k: Range<usize>, mut f: impl FnMut(usize, u8)) {
+    let (mask, per_byte) = (0xff_u8 >> (8 - WIDTH), 8 / WIDTH);
+    let first = k.start / per_byte;
+    let mut at = first * per_byte;
+    for byte in &row[first..k.end.div_ceil(per_byte)] {
+        for j in 0..per_byte {
+            if k.contains(&at) {
+                f(at - k.start, byte >> (j * WIDTH) & mask);
+            }
+            at += 1;
+        }
     }
 }
 
@@ -183,7 +217,7 @@ fn width(bits: u32) -> usize {
     }
 }
 
-/// A table of at most 16 values as 32 integers: each value in every place whose low bits are its code.
+/// A table of at most 32 values as 32 integers: each value in every place whose low bits are its code.
 #[expect(clippy::cast_possible_truncation, reason = "at most ±8191")]
 fn integers(table: &[f32], scale: f32) -> [i16; 32] {
     let inv_scale = if scale > 0.0 { 1.0 / scale } else { 0.0 };
@@ -205,6 +239,13 @@ pub fn linear(cpu: &Cpu, w: &Weight, x: &[f32], y: &mut [f32], shape: Shape) {
         return;
     }
     if m >= GEMM_FROM {
+        #[cfg(target_arch = "x86_64")]
+        if let Isa::Avx512Vnni(vnni) = cpu.isa()
+            && w.has_integers_for(GEMM_BLOCK)
+            && let Some(x) = BlockInt16::up_to(cpu.isa(), x, (k, GEMM_BLOCK), INTEGER_MAX)
+        {
+            return avx512_fill::gemm(vnni, cpu, w, &x, (y, shape));
+        }
         dense_linear::gemm_with_panels(cpu, shape, x, y, |block, panel| {
             for (n, panel) in block.n.zip(panel) {
                 w.dequantize(n, block.k.clone(), panel.as_mut_slice());
@@ -212,7 +253,8 @@ pub fn linear(cpu: &Cpu, w: &Weight, x: &[f32], y: &mut [f32], shape: Shape) {
         });
         return;
     }
-    let blocks = if w.has_integers() { Blocks::new(x, k, width(w.bits)) } else { None };
+    let in_integers = w.has_integers() && has_lookup(cpu.isa(), w.bits);
+    let blocks = if in_integers { Blocks::new(x, k, width(w.bits)) } else { None };
     let Some(x) = blocks else {
         exact_f32::linear(cpu, x, y, shape, |n, row| {
             w.dequantize(n, 0..k, row);
@@ -222,6 +264,10 @@ pub fn linear(cpu: &Cpu, w: &Weight, x: &[f32], y: &mut [f32], shape: Shape) {
     };
     let part = n.div_ceil(8 * cpu.threads().count()).max(PART_ROWS);
     cpu.threads().tiles_mut(y, n, (m, part), |_, mut tile| {
+        #[cfg(target_arch = "x86_64")]
+        if let Isa::Avx512Vnni(vnni) = cpu.isa() {
+            return avx512::tile(vnni, w, &x, &mut tile);
+        }
         for (i, n) in tile.cols().enumerate() {
             for m in 0..m {
                 tile.row(m)[i] = match cpu.isa() {
@@ -229,13 +275,16 @@ pub fn linear(cpu: &Cpu, w: &Weight, x: &[f32], y: &mut [f32], shape: Shape) {
                     Isa::Avx2(avx2) => avx2::row(avx2, w, n, &x, m),
                     #[cfg(target_arch = "x86_64")]
                     Isa::Avx512(avx512) => avx2::row(avx512.avx2(), w, n, &x, m),
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512Vnni(vnni) => avx512::row(vnni, w, n, &x, m),
                     _ => f32::NAN,
                 };
             }
         }
     });
+}
+
+/// Whether one look-up reaches every code: 32 values with AVX-512, 16 with AVX2.
+fn has_lookup(isa: Isa, bits: u32) -> bool {
+    bits <= 4 || matches!(isa, Isa::Avx512Vnni(_))
 }
 
 /// What a call with `m` rows moves and computes.
@@ -249,8 +298,11 @@ pub fn kernel_name(isa: Isa, w: &Weight, m: usize) -> String {
     let bits = w.bits;
     match isa {
         Isa::Scalar | Isa::Neon(_) => format!("scalar-lut{bits}xf32"),
+        Isa::Avx512Vnni(_) if m >= GEMM_FROM && w.has_integers_for(GEMM_BLOCK) => {
+            format!("x86-lut{bits}xi16-avx512vnni-gemm")
+        }
         _ if m >= GEMM_FROM => format!("x86-lut{bits}xf32-gemm"),
-        _ if !w.has_integers() => format!("x86-lut{bits}xf32-rows"),
+        _ if !w.has_integers() || !has_lookup(isa, bits) => format!("x86-lut{bits}xf32-rows"),
         Isa::Avx512Vnni(_) => format!("x86-lut{bits}xi16-avx512vnni"),
         _ => format!("x86-lut{bits}xi16-avx2"),
     }

@@ -113,54 +113,56 @@ fn moved(v: __m512i, bit: usize, to: usize) -> __m512i {
     }
 }
 
-/// The codes of a step: sixteen vectors of pairs of columns. In a table of at most 32 that repeats, bits above an index
-/// of one plane change nothing and are left in.
+/// The codes of pair `i` of a step, `i` a constant. In a table of at most 32 that repeats, bits above an index of one
+/// plane change nothing and are left in.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn step_pairs<const B: u32, const TABLE: bool>(codes: &[u8]) -> [__m512i; STEP / 2] {
-    let widths = const { planes(B) };
-    let keep_above = const { TABLE && planes(B)[1] == 0 };
-    let mut pairs = [_mm512_setzero_si512(); STEP / 2];
-    let (mut below, mut first) = (0, 0);
-    for width in widths {
-        if width == 0 {
-            break;
-        }
-        let per_word = 16 / width;
-        #[expect(clippy::cast_possible_wrap, clippy::cast_possible_truncation, reason = "8 bits")]
-        let mask = _mm512_set1_epi16((((1_usize << width) - 1) << below) as i16);
-        for (i, pair) in pairs.iter_mut().enumerate() {
-            let v = moved(load(codes, first + i / per_word), i % per_word * width, below);
-            *pair = match (below, keep_above) {
-                (0, true) => v,
-                (0, false) => _mm512_and_si512(v, mask),
-                // (v & mask) | pair
-                _ => _mm512_ternarylogic_epi32::<0xea>(v, mask, *pair),
-            };
-        }
-        below += width;
-        first += width;
+fn codes_of_pair<const B: u32, const TABLE: bool>(codes: &[u8], i: usize) -> __m512i {
+    let [low, middle, high] = const { planes(B) };
+    let pair = bits_of_pair(codes, i, (low, 0));
+    if TABLE && middle == 0 {
+        return pair;
     }
-    pairs
+    let mut pair = _mm512_and_si512(pair, mask(low, 0));
+    if middle > 0 {
+        let v = bits_of_pair(codes, i, (middle, low));
+        // (v & mask) | pair
+        pair = _mm512_ternarylogic_epi32::<0xea>(v, mask(middle, low), pair);
+    }
+    if high > 0 {
+        let below = low + middle;
+        let v = bits_of_pair(codes, i, (high, below));
+        pair = _mm512_ternarylogic_epi32::<0xea>(v, mask(high, below), pair);
+    }
+    pair
 }
 
-/// The words of codes of one bit, each arithmetically shifted to where its pair begins, with all bits above left in: see
-/// [`Block::chained`].
+/// The word of pair `i` in a plane of `width` bits, moved to where that plane's bits begin; planes below take `below` bits.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn chained_pairs(codes: &[u8]) -> [__m512i; STEP / 2] {
-    let words = load(codes, 0);
-    let mut pairs = [words; STEP / 2];
-    for (i, pair) in pairs.iter_mut().enumerate() {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_possible_wrap,
-            reason = "at most 15"
-        )]
-        let count = _mm_cvtsi32_si128(i as i32);
-        *pair = _mm512_sra_epi16(words, count);
-    }
-    pairs
+fn bits_of_pair(codes: &[u8], i: usize, (width, below): (usize, usize)) -> __m512i {
+    let per_word = 16 / width;
+    moved(load(codes, below + i / per_word), i % per_word * width, below)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+#[expect(clippy::cast_possible_wrap, clippy::cast_possible_truncation, reason = "8 bits")]
+fn mask(width: usize, below: usize) -> __m512i {
+    _mm512_set1_epi16((((1_usize << width) - 1) << below) as i16)
+}
+
+/// The block once for each pair of a step, `i` a constant in each: the compiler would leave a loop, and shift by variables.
+macro_rules! for_each_pair {
+    ($i:ident => $body:block) => {
+        for_each_pair!($i => $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    ($i:ident => $body:block, $($pair:literal)*) => {
+        $({
+            let $i: usize = $pair;
+            $body
+        })*
+    };
 }
 
 #[inline]
@@ -190,7 +192,7 @@ fn add_products(mut sum: __m512i, w: __m512i, pair: &i32) -> __m512i {
     sum
 }
 
-/// `M` rows of activations times one panel, streamed once. For codes of one bit that are integers, `x` is chained.
+/// `M` rows of activations times one panel, streamed once.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vnni")]
 pub(super) fn stream<const B: u32, const TABLE: bool, const M: usize>(
     panel: &Panel<'_>,
@@ -210,28 +212,27 @@ pub(super) fn stream<const B: u32, const TABLE: bool, const M: usize>(
         for (s, codes) in steps.chunks_exact(nbytes).enumerate() {
             let s = g * panel.steps_per_group + s;
             prefetch(codes);
-            let pairs = match const { B == 1 && !TABLE } {
-                true => chained_pairs(codes),
-                false => step_pairs::<B, TABLE>(codes),
-            };
-            // Two sums a row, so that one instruction need not wait for the last. Starting the first at
+            // Four sums a row, so that one instruction need not wait for the last. Starting the first at
             // −bias · Σx takes the bias away from every code.
-            let mut dots = [[_mm512_setzero_si512(); 2]; M];
+            let mut dots = [[_mm512_setzero_si512(); 4]; M];
             for m in 0..M {
                 if !TABLE {
                     dots[m][0] = _mm512_set1_epi32(-bias * x[m * row_steps + s].sum);
                 }
             }
-            for i in 0..STEP / 2 {
-                let w = if TABLE { _mm512_permutexvar_epi16(pairs[i], table) } else { pairs[i] };
+            for_each_pair!(i => {
+                let pair = codes_of_pair::<B, TABLE>(codes, i);
+                let w = if TABLE { _mm512_permutexvar_epi16(pair, table) } else { pair };
                 for m in 0..M {
                     let pair = &x[m * row_steps + s].pairs[i];
-                    dots[m][i % 2] = add_products(dots[m][i % 2], w, pair);
+                    dots[m][i % 4] = add_products(dots[m][i % 4], w, pair);
                 }
-            }
+            });
             for m in 0..M {
                 let x = &x[m * row_steps + s];
-                let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dots[m][0], dots[m][1]));
+                let [a, b, c, d] = dots[m];
+                let dot = _mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d));
+                let dot = _mm512_cvtepi32_ps(dot);
                 parts[m] = _mm512_fmadd_ps(dot, _mm512_set1_ps(x.scale), parts[m]);
                 x_sums[m] += x.scaled_sum;
             }
@@ -262,15 +263,15 @@ pub(super) fn decode<const B: u32, const TABLE: bool>(
 ) {
     let (table, bias) = (table_of(panel), _mm512_set1_epi16(panel.weight.bias()));
     for (codes, out) in codes.chunks_exact(const { step_nbytes(B) }).zip(out) {
-        let pairs = step_pairs::<B, TABLE>(codes);
-        for i in 0..STEP / 2 {
+        for_each_pair!(i => {
+            let pair = codes_of_pair::<B, TABLE>(codes, i);
             let w = if TABLE {
-                _mm512_permutexvar_epi16(pairs[i], table)
+                _mm512_permutexvar_epi16(pair, table)
             } else {
-                _mm512_sub_epi16(pairs[i], bias)
+                _mm512_sub_epi16(pair, bias)
             };
             store_codes(&mut out.0[i], w);
-        }
+        });
     }
 }
 

@@ -104,7 +104,7 @@ fn scaled_rows<const P: usize, const V: usize>(
     }
 }
 
-/// Exact sums of P pairs: pairs of 2⁷ · 2¹⁵, at most 64 of them, stay below 2³¹.
+/// Exact sums of P pairs: 64 of them of 2⁷ · 2¹⁵ stay below 2³¹, and 16 of 2¹³ · 2¹³ (`lut_linear`).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn tile_of_pairs<const P: usize, const V: usize>(
