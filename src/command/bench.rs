@@ -9,7 +9,7 @@ use crate::bench::{
 };
 use crate::error::{Context as _, Error, Result};
 use crate::kernels::Cpu;
-use crate::model::Model;
+use crate::model::{Model, Weight};
 use crate::session::Session;
 use crate::table::Table;
 use crate::value::{Kind, Value};

@@ -261,5 +261,5 @@ fn fpx(ebits: u32, mbits: u32) -> FPXWeightOnlyConfig {
 }
 
 fn gguf(block_type: &str) -> Result<GgufBlockConfig> {
-    Ok(GgufBlockConfig { block_type: block_type.parse()? })
+    Ok(GgufBlockConfig { block_type: block_type.parse()?, ..Default::default() })
 }

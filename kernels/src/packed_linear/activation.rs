@@ -28,6 +28,22 @@ pub(super) struct Block {
 
 impl Block {
     const ZERO: Block = Block { pairs: [0; 16], scale: 0.0, sum: 0, scaled_sum: 0.0 };
+
+    /// The block for words of sixteen one-bit codes that are shifted, but not masked.
+    ///
+    /// With `a[j] = word >> j`, arithmetically, code j is `a[j] − 2 · a[j + 1]` and the last `−a[15]`. So
+    /// `Σ code[j] · x[j] = Σ a[j] · (x[j] − 2 · x[j − 1])`, the last factor `−x[15] − 2 · x[14]`. Products wrap in 32 bits; their sum
+    /// does not, and is exact.
+    pub(super) fn chained(&self) -> Block {
+        let half = |i: usize, odd: bool| {
+            let x = |i: usize| if odd { self.pairs[i] >> 16 } else { self.pairs[i] << 16 >> 16 };
+            let before = if i == 0 { 0 } else { x(i - 1) };
+            let own = if i == STEP / 2 - 1 { -x(i) } else { x(i) };
+            own - 2 * before
+        };
+        let pairs = std::array::from_fn(|i| half(i, false) & 0xffff | half(i, true) << 16);
+        Block { pairs, ..*self }
+    }
 }
 
 /// How a token becomes codes.

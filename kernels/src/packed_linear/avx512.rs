@@ -152,6 +152,16 @@ fn mask(width: usize, below: usize) -> __m512i {
     _mm512_set1_epi16((((1_usize << width) - 1) << below) as i16)
 }
 
+/// The word of pair `i` of codes of one bit, arithmetically shifted to where the pair begins, with all bits above left in:
+/// see [`Block::chained`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn chained_pair(codes: &[u8], i: usize) -> __m512i {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "at most 15")]
+    let count = _mm_cvtsi32_si128(i as i32);
+    _mm512_sra_epi16(load(codes, 0), count)
+}
+
 /// The block once for each pair of a step, `i` a constant in each: the compiler would leave a loop, and shift by variables.
 macro_rules! for_each_pair {
     ($i:ident => $body:block) => {
@@ -192,7 +202,7 @@ fn add_products(mut sum: __m512i, w: __m512i, pair: &i32) -> __m512i {
     sum
 }
 
-/// `M` rows of activations times one panel, streamed once.
+/// `M` rows of activations times one panel, streamed once. For codes of one bit that are integers, `x` is chained.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vnni")]
 pub(super) fn stream<const B: u32, const TABLE: bool, const M: usize>(
     panel: &Panel<'_>,
@@ -221,7 +231,10 @@ pub(super) fn stream<const B: u32, const TABLE: bool, const M: usize>(
                 }
             }
             for_each_pair!(i => {
-                let pair = codes_of_pair::<B, TABLE>(codes, i);
+                let pair = match const { B == 1 && !TABLE } {
+                    true => chained_pair(codes, i),
+                    false => codes_of_pair::<B, TABLE>(codes, i),
+                };
                 let w = if TABLE { _mm512_permutexvar_epi16(pair, table) } else { pair };
                 for m in 0..M {
                     let pair = &x[m * row_steps + s].pairs[i];

@@ -3,7 +3,7 @@
 //! same, or `−zero · scale` of i8 zeros (N, K/G), or 0 → y (M, N) f32.
 //! Sixteen rows lie side by side in a panel; `codes.rs` says how. G is a multiple of 32, or K.
 //! Error: |y − f64 result| ≤ Σ_blocks amax(x in block) / R · Σ|v · scale| + K · 2⁻²² · Σ|x| · (|v · scale| + |offset|), blocks of 32, because
-//! x is rounded to 16-bit integers once a call: R = 65000, or 13400 for tables, which are rounded too, to 1/20000 of their
+//! x is rounded to 16-bit integers once a call: R = 65000, 21800 for codes of one bit, or 13400 for tables, which are rounded too, to 1/20000 of their
 //! largest value (those of NF4 need no rounding). Prepared integers ([`Activation::from_codes`]) are exact and have the second term only.
 //! A block whose numbers are all smaller than 1e-30 counts as zeros; one with a NaN or an infinity makes its row NaN.
 //! Other G: rows are dequantized one at a time and multiplied in f32, with the second term only.
@@ -112,8 +112,13 @@ fn multiply(
     (x, rows): (&Activation, Range<usize>),
     y: &mut Tile<'_, f32>,
 ) {
-    let few = x.m() <= STREAM_ROWS;
-    let x = x.rows(rows.clone());
+    let chain = matches!(isa, Isa::Avx512Vnni(_)) && rows.len() <= STREAM_ROWS && w.is_one_bit();
+    let chained: Vec<Block>;
+    let mut x = x.rows(rows.clone());
+    if chain {
+        chained = x.iter().map(Block::chained).collect();
+        x = &chained;
+    }
     let mut out = vec![[0.0; LANES]; rows.len()];
     #[cfg(target_arch = "x86_64")]
     let mut scratch = Vec::new();
@@ -122,13 +127,15 @@ fn multiply(
         let panel = w.panel(panel);
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(avx2) if few => x86::stream_avx2(avx2, &panel, x, &mut out),
+            Isa::Avx2(avx2) if rows.len() <= STREAM_ROWS => {
+                x86::stream_avx2(avx2, &panel, x, &mut out)
+            }
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(avx512) if few => {
+            Isa::Avx512(avx512) if rows.len() <= STREAM_ROWS => {
                 x86::stream_avx2(avx512.avx2(), &panel, x, &mut out);
             }
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Vnni(vnni) if few => {
+            Isa::Avx512Vnni(vnni) if rows.len() <= STREAM_ROWS => {
                 x86::stream_avx512(vnni, &panel, x, &mut out);
             }
             #[cfg(target_arch = "x86_64")]

@@ -89,7 +89,11 @@ fn reference(w: &Weight, row: &Row, x: &[f32]) -> (f64, f64) {
     if !w.has_panels() {
         return (sum, rounding);
     }
-    let r = if w.is_table() { 13_400.0 } else { 65_000.0 };
+    let r = match (w.is_table(), w.bits()) {
+        (true, _) => 13_400.0,
+        (false, 1) => 21_800.0,
+        (false, _) => 65_000.0,
+    };
     let blocks = x.chunks(32).zip(row.parts.chunks(32)).map(|(x, parts)| {
         let amax = x.iter().fold(0.0_f32, |a, v| a.max(v.abs()));
         f64::from(amax) / r * parts.iter().sum::<f64>()

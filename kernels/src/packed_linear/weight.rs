@@ -30,6 +30,9 @@ const TABLE_MAX: f32 = 10_000.0;
 /// The largest integer of activations that meet a table: 32 · 6700 · 10000 < 2³¹.
 const TABLE_X_MAX: f32 = 6_700.0;
 
+/// The largest integer of activations that meet codes of one bit: three times as much fits 16 bits (see `Block::chained`).
+const ONE_BIT_X_MAX: f32 = 10_922.0;
+
 /// The largest integer of activations that meet integers: 32 · 32639 · 255 < 2³¹.
 const X_MAX: f32 = 32_639.0;
 
@@ -306,6 +309,11 @@ impl Weight {
         matches!(self.values, Values::Table(_))
     }
 
+    /// Whether codes are integers of one bit.
+    pub(super) fn is_one_bit(&self) -> bool {
+        self.bits() == 1 && !self.is_table()
+    }
+
     pub(super) fn bias(&self) -> i16 {
         match self.values {
             Values::Integers { bias } => bias,
@@ -323,7 +331,11 @@ impl Weight {
 
     /// The largest integer that activations may have.
     pub(super) fn x_max(&self) -> f32 {
-        if self.is_table() { TABLE_X_MAX } else { X_MAX }
+        match (self.is_table(), self.bits()) {
+            (true, _) => TABLE_X_MAX,
+            (false, 1) => ONE_BIT_X_MAX,
+            (false, _) => X_MAX,
+        }
     }
 
     pub(super) fn panel(&self, p: usize) -> Panel<'_> {

@@ -59,7 +59,7 @@ pub(super) fn stream_avx2(_: Avx2, panel: &Panel<'_>, x: &[Block], y: &mut [[f32
     unsafe { stream(panel, x, y) }
 }
 
-/// One panel times one or two rows of activations.
+/// One panel times one or two rows of activations, chained for integers of one bit.
 pub(super) fn stream_avx512(_: Avx512Vnni, panel: &Panel<'_>, x: &[Block], y: &mut [[f32; LANES]]) {
     let stream: Stream = match y.len() {
         1 => for_bits!(panel, avx512::stream, 1),
