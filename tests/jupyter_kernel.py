@@ -71,6 +71,14 @@ def lines_are_timed(client):
     assert any(kind == "stream" and "ms" in content["text"] for kind, content in shown), shown
 
 
+def a_cell_can_be_a_sweep(client):
+    code = "%%sweep\nquantize int4-weight-only --group-size {32,64} |\n  eval perplexity --windows 1"
+    shown, reply = run(client, code)
+    assert reply["status"] == "ok", reply
+    table = shown[-1][1]["data"]["text/plain"]
+    assert "group-size" in table and "64" in table, table
+
+
 def errors_fail_the_cell(client):
     shown, reply = run(client, "quantise tiny int8-weight-only")
     assert reply["status"] == "error" and "did you mean" in reply["evalue"], reply
@@ -211,6 +219,7 @@ def main(aolab):
     results_are_rich(client)
     several_figures_stand_in_a_cell(client)
     lines_are_timed(client)
+    a_cell_can_be_a_sweep(client)
     errors_fail_the_cell(client)
     progress_comes_in_place(client)
     an_interrupt_keeps_the_session(manager, client)

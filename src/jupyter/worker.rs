@@ -74,6 +74,7 @@ pub(super) fn work(mut session: Session, jobs: &Receiver<String>, events: &Sende
 fn run_cell(session: &mut Session, screen: &Screen, code: &str) -> Result<()> {
     match cell::read(code)? {
         Cell::Lines(lines) => session.run(lines).map(drop),
+        Cell::Sweep(line) => session.run(&line).map(drop),
         Cell::Timed(lines) => {
             let start = Instant::now();
             let result = session.run(lines).map(drop);
