@@ -30,6 +30,10 @@ def prepare(folder):
         shutil.copy(os.path.join(os.path.dirname(__file__), "..", "Cargo.lock"), lock)
     with open(os.path.join(config, "evcxr.toml"), "w") as file:
         file.write("[evcxr]\npreserve_vars_on_panic = false\n")
+    # The library's own plumbing need not be fast here; its kernels stay as evcxr builds them.
+    os.makedirs(os.path.join(folder, ".cargo"), exist_ok=True)
+    with open(os.path.join(folder, ".cargo", "config.toml"), "w") as file:
+        file.write("[profile.dev.package.aolab]\nopt-level = 1\n")
     os.environ.update(
         EVCXR_CONFIG_DIR=config,
         EVCXR_TMPDIR=build,

@@ -1,5 +1,6 @@
 //! The Llama family: its layers by name, built from any source of parameters.
 
+use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use aolab_kernels::cuda::Device;
@@ -81,7 +82,7 @@ impl Layer {
 }
 
 /// A language model of the Llama family. Clones share every parameter, so that undo and compare cost nothing.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Model {
     /// What it was loaded as, and what was done to it: `tiny`, `tiny·int4-weight-only`.
     pub name: String,
@@ -103,6 +104,18 @@ pub struct Model {
     pub(super) device: Option<Device>,
     /// Its weights there. A change of a weight begins anew.
     pub(super) placed: Arc<OnceLock<Arc<Placed>>>,
+}
+
+/// In one line: a notebook shows what cannot be shown otherwise by its `Debug`, and every weight would take pages.
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Model")
+            .field("name", &self.name)
+            .field("layers", &self.layers.len())
+            .field("parameters", &self.parameters())
+            .field("nbytes", &self.nbytes())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Model {
