@@ -15,8 +15,7 @@ fn main() -> ExitCode {
 /// The one place that reads the environment.
 #[expect(clippy::disallowed_methods, reason = "this is main")]
 fn environment() -> cli::Environment {
-    use std::env::var_os;
-    let set = |name: &str| var_os(name).filter(|value| !value.is_empty());
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let data = set("XDG_DATA_HOME")
         .map(std::path::PathBuf::from)
         .filter(|path| path.is_absolute())
@@ -50,10 +49,11 @@ fn environment() -> cli::Environment {
         cuda,
         jupyter,
         no_color: set("NO_COLOR").is_some(),
-        dumb_terminal: var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb"),
+        dumb_terminal: set("TERM").is_none_or(|term| term == "dumb"),
         hub: aolab::io::HubConfig::from_env(|name| std::env::var(name).ok()),
         runs_file: data.as_ref().map(|folder| folder.join("aolab").join("runs.sqlite")),
         sessions_folder: data.as_ref().map(|folder| folder.join("aolab").join("sessions")),
+        launch: cli::launched(|name| std::env::var(name).ok()),
         history_file: data.map(|folder| folder.join("aolab").join("history")),
     }
 }

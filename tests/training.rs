@@ -8,6 +8,8 @@ use std::sync::Arc;
 use aolab::data::texts;
 use aolab::kernels::Cpu;
 use aolab::model::Model;
+use aolab::table::Cell;
+use aolab::training::nvfp4::{NVFP4Rule, NVFP4TrainingConfig};
 use aolab::training::optim::{AdamConfig, OptimizerConfig, StateBits};
 use aolab::training::qat::{LoraConfig, QatConfig, QatRule};
 use aolab::training::{
@@ -56,7 +58,7 @@ fn an_interrupted_run_gives_the_bytes_of_an_uninterrupted_one_on_any_number_of_t
     let bf16 =
         AdamConfig { state: StateBits::Int8, bf16_stochastic_round: true, ..AdamConfig::default() };
     let sgd = OptimizerConfig::Sgd { momentum: 0.9, weight_decay: 0.0 };
-    let cases: [(TrainConfig, Arc<dyn LinearRule>); 3] = [
+    let cases: [(TrainConfig, Arc<dyn LinearRule>); 5] = [
         (TrainConfig { dropout: 0.1, accumulate: 2, ..config() }, Arc::new(Plain)),
         (
             TrainConfig {
@@ -68,6 +70,8 @@ fn an_interrupted_run_gives_the_bytes_of_an_uninterrupted_one_on_any_number_of_t
             rule("8da4w", false, false),
         ),
         (TrainConfig { optimizer: sgd, ..config() }, rule("int3", false, true)),
+        (TrainConfig { distill: 0.5, ..config() }, rule("int3", false, false)),
+        (config(), Arc::new(NVFP4Rule::new(NVFP4TrainingConfig::new(2)))),
     ];
     for (config, rule) in cases {
         let mut whole = trainer(&model, config.clone(), Arc::clone(&rule));
@@ -126,6 +130,25 @@ fn training_lowers_the_loss_and_the_model_is_what_was_evaluated() {
             assert!((same - start).abs() < 1e-6, "{same} {start}");
         }
     }
+}
+
+#[test]
+fn a_teacher_asks_nothing_of_its_equal_and_brings_a_quantized_model_back() {
+    let model = tiny();
+    let config = TrainConfig { distill: 1.0, steps: 12, lr: 2e-4, ..config() };
+    let cpu = Cpu::new(Some(2));
+    let mut equal = trainer(&model, config.clone(), Arc::new(Plain));
+    let point = equal.step(&cpu).expect("a step");
+    assert!(point.loss.abs() < 1e-6 && point.gradient_norm < 1e-5, "{point:?}");
+    let mut taught = trainer(&model, config, rule("int2", false, false));
+    assert_eq!(run(&mut taught, 2, &RunOptions::default(), 99), Ended::Done);
+    let table = taught.table().expect("a table");
+    let loss = |row: &Vec<Cell>| match row[1] {
+        Cell::Float(loss) => loss,
+        ref other => panic!("a loss, got {other:?}"),
+    };
+    let (first, last) = (loss(&table.rows()[0]), loss(&table.rows()[table.len() - 1]));
+    assert!(last < 0.8 * first, "the distance falls: {first} to {last}");
 }
 
 #[test]

@@ -35,7 +35,15 @@ fn round(x: f32, draw: u64) -> bf16 {
     bf16::from_bits(((bits >> 16) + away) as u16)
 }
 
+/// A draw in [0, 1) of 23 bits for the number at `place`.
+#[inline]
+pub fn uniform(seed: u64, place: u64) -> f32 {
+    let bits = u32::try_from(mix(seed.wrapping_add(place)) >> 41).unwrap_or(0);
+    f32::from_bits(0x3F80_0000 | bits) - 1.0
+}
+
 /// SplitMix64.
+#[inline]
 fn mix(x: u64) -> u64 {
     let z = x.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(0x9E37_79B9_7F4A_7C15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

@@ -1,10 +1,11 @@
-//! Softmax cross-entropy.
+//! Softmax cross-entropy, and how far a softmax is from a teacher's.
 
 use super::float::Float;
-use super::{Tape, Var, rows_of};
+use super::{Tape, Var, check_shape, rows_of};
 use crate::error::{Error, Result};
 use crate::kernels::Cpu;
 use crate::kernels::cross_entropy::{self, IGNORE};
+use crate::kernels::distillation;
 use crate::tensor::Tensor;
 
 impl Tape {
@@ -37,6 +38,52 @@ impl Tape {
             Ok(vec![Some(backward(up.cpu, &kept, &dloss)?)])
         })
     }
+
+    /// The mean over the rows of the divergence of `softmax(logits)` from `softmax(teacher)`, which gets no gradient. A
+    /// scalar `[1]`.
+    pub fn distillation(&self, logits: &Var, teacher: &Tensor) -> Result<Var> {
+        rows_of("distillation", logits.shape())?;
+        check_shape("distillation", logits.value(), teacher)?;
+        let is_f64 = self.is_f64("distillation", &[logits])?;
+        let (forward, backward) = if is_f64 {
+            (taught::<f64> as Taught, taught_back::<f64> as TaughtBack)
+        } else {
+            (taught::<f32> as Taught, taught_back::<f32> as TaughtBack)
+        };
+        let both = [logits.value.clone(), teacher.clone()];
+        let (loss, statistics) = forward(&self.cpu, &both)?;
+        self.custom("distillation", &[logits], loss, move |up, dloss| {
+            Ok(vec![Some(backward(up.cpu, &both, &statistics, &dloss)?)])
+        })
+    }
+}
+
+type Taught = fn(&Cpu, &[Tensor; 2]) -> Result<(Tensor, Tensor)>;
+type TaughtBack = fn(&Cpu, &[Tensor; 2], &Tensor, &Tensor) -> Result<Tensor>;
+
+#[expect(clippy::cast_precision_loss, reason = "row counts are far below 2⁵³")]
+fn taught<T: Float>(cpu: &Cpu, [logits, teacher]: &[Tensor; 2]) -> Result<(Tensor, Tensor)> {
+    let (rows, _) = rows_of("distillation", logits.shape())?;
+    let mut statistics = vec![[T::default(); 3]; rows];
+    distillation::forward(cpu, logits.as_slice::<T>()?, teacher.as_slice()?, &mut statistics);
+    let sum: f64 = statistics.iter().map(|[.., loss]| loss.wide()).sum();
+    let loss = Tensor::new(vec![T::of(sum / rows as f64)], &[1])?;
+    Ok((loss, Tensor::new(statistics.into_iter().flatten().collect(), &[rows, 3])?))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "row counts are far below 2⁵³")]
+fn taught_back<T: Float>(
+    cpu: &Cpu,
+    [logits, teacher]: &[Tensor; 2],
+    statistics: &Tensor,
+    dloss: &Tensor,
+) -> Result<Tensor> {
+    let (statistics, _) = statistics.as_slice::<T>()?.as_chunks::<3>();
+    let scale = T::of(dloss.as_slice::<T>()?[0].wide() / statistics.len() as f64);
+    let mut gradient = vec![T::default(); logits.numel()];
+    let (l, t) = (logits.as_slice()?, teacher.as_slice()?);
+    distillation::backward(cpu, l, t, statistics, scale, &mut gradient);
+    Tensor::new(gradient, logits.shape())
 }
 
 struct Kept {

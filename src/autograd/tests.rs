@@ -67,6 +67,18 @@ fn sequences() -> Sequences {
 }
 
 #[test]
+fn distillation_has_the_gradient_of_its_central_differences() {
+    let values = |scale: f64| (0..12).map(|i| f64::from(i * 7 % 5) * scale - 1.0).collect();
+    let (x, teacher): (Vec<f64>, Vec<f64>) = (values(0.3), values(0.7));
+    let x = Tensor::new(x, &[3, 4]).expect("its shape");
+    let teacher = Tensor::new(teacher, &[3, 4]).expect("its shape");
+    let taught = move |tape: &Tape, v: &[Var]| {
+        tape.distillation(&v[0], &teacher.to_dtype(v[0].value().dtype())?)
+    };
+    check("distillation", &taught, &[x], 2e-6);
+}
+
+#[test]
 fn every_operation_has_the_gradient_of_its_central_differences() {
     let mut rng = Rng::new(7);
     let mut random = |shape: &[usize]| random(&mut rng, shape);

@@ -13,11 +13,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use aolab::error::AtPath as _;
 use aolab::io::HubConfig;
 use aolab::language::program_of_words;
+use aolab::training::distributed::Launch;
 use aolab::{Error, Result, Session};
 
 use arguments::Arguments;
 use terminal::Style;
 pub(crate) use terminal::Terminal;
+
+/// Who this process is among several, or what is wrong with the words that say so.
+pub(crate) type Launched = std::result::Result<Option<Launch>, String>;
+
+/// Reads a launcher's variables; what is wrong with them is said by the command that needs them.
+pub(crate) fn launched(find: impl Fn(&str) -> Option<String>) -> Launched {
+    Launch::from_env(find).map_err(|error| error.to_string())
+}
 
 /// What `main` read from the environment.
 #[derive(Debug)]
@@ -36,6 +45,8 @@ pub(crate) struct Environment {
     pub(crate) runs_file: Option<PathBuf>,
     /// Where the REPL keeps what sessions held.
     pub(crate) sessions_folder: Option<PathBuf>,
+    /// What a launcher of several processes says.
+    pub(crate) launch: Launched,
     /// Where the REPL keeps its lines.
     pub(crate) history_file: Option<PathBuf>,
 }
@@ -62,6 +73,7 @@ pub(crate) fn main(
     };
     let mut session = Session::new();
     session.set_hub(environment.hub.clone());
+    session.set_launch(environment.launch.clone());
     let mut cuda = environment.cuda.clone();
     if let Some(folder) = &arguments.cuda_libraries {
         cuda.library_folders.insert(0, folder.clone());

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Command, Example, Group, Output};
 use crate::data::texts;
@@ -13,7 +14,11 @@ use crate::session::Session;
 use crate::tensor::DType;
 use crate::training::float8::{self, Recipe};
 use crate::training::int8::{BitNetRule, Int8MixedRule};
+use crate::training::mx::{MXRule, MXTrainingConfig};
+use crate::training::nvfp4::{NVFP4Rule, NVFP4TrainingConfig};
 use crate::training::optim::{AdamConfig, OptimizerConfig, StateBits};
+use crate::training::paretoq::{ParetoQ, ParetoQRule};
+use crate::training::parq::{ParqConfig, ParqRule, ProxMap, Quantizer};
 use crate::training::qat::{LoraConfig, QatConfig, QatRule};
 use crate::training::semi_sparse::{Gradient, SemiSparseRule, Side};
 use crate::training::supermask::SupermaskRule;
@@ -23,11 +28,19 @@ use crate::training::{
 };
 use crate::value::{Kind, Value};
 
+/// How long ranks wait for each other at the start.
+const MEET: Duration = Duration::from_mins(5);
+
+/// And later: longer than an evaluation takes.
+const ANSWER: Duration = Duration::from_mins(30);
+
 /// Train a model on texts, with quantization in the loop if asked.
 ///
-/// Gives the trained model, and binds $curves: a table of each step's loss, for `plot lines --x step --y loss`. The same
+/// Gives the trained model, and binds $curves: a table of each step's loss, for `plot lines --x step --y loss`; $losses has
+/// those of all runs, for `plot lines --x step --y loss --by "linear layers"`. The same
 /// seed gives the same bytes on any number of threads. With --checkpoints, Ctrl-C ends with one, and --resume goes on as if
-/// nothing had happened.
+/// nothing had happened. Started by torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), processes share every
+/// batch and average their gradients.
 #[derive(Debug, clap::Args)]
 pub(super) struct Train {
     /// What to train on: `sotu-train` (built in) or UTF-8 text files; can be given more than once
@@ -63,6 +76,9 @@ pub(super) struct Train {
     /// Dropout on the embedding and on both residual branches
     #[arg(long, default_value_t = 0.0)]
     dropout: f64,
+    /// How much of the loss is the distance from the logits of the model as it is now; the rest is the text's
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
+    distill: f64,
     #[command(flatten)]
     optimizer: OptimizerArgs,
     /// How matmuls of linear layers round their factors
@@ -79,6 +95,12 @@ pub(super) struct Train {
     linear: Linears,
     #[command(flatten)]
     qat: QatArgs,
+    /// Draw weights to 2^BITS values a row (0: ternary), harder with every step until they are these values (PARQ)
+    #[arg(long, value_name = "BITS", conflicts_with_all = ["qat", "qat_config", "lora_rank", "linear"])]
+    parq: Option<u32>,
+    /// Learn the row scales of weights of 1 to 4 bits (0: ternary) with them (ParetoQ)
+    #[arg(long, value_name = "BITS", conflicts_with_all = ["qat", "qat_config", "lora_rank", "linear", "parq"])]
+    paretoq: Option<u32>,
     /// Evaluate every so many steps, and before the first; 0 does not
     #[arg(long, default_value_t = 0, value_name = "STEPS")]
     eval_every: usize,
@@ -113,6 +135,9 @@ struct OptimizerArgs {
     /// The decay of matrices
     #[arg(long, default_value_t = 0.01)]
     weight_decay: f32,
+    /// How slowly Adam forgets the squares of gradients
+    #[arg(long, default_value_t = 0.999)]
+    beta2: f64,
     /// Keep parameters in bf16, rounded at random after each step
     #[arg(long)]
     bf16_stochastic_round: bool,
@@ -131,6 +156,7 @@ impl OptimizerArgs {
             Kinds::Sgd => OptimizerConfig::Sgd { momentum: 0.9, weight_decay: self.weight_decay },
             kind => OptimizerConfig::Adam(AdamConfig {
                 state: self.state_bits,
+                betas: (0.9, self.beta2),
                 weight_decay: self.weight_decay,
                 decoupled: matches!(kind, Kinds::Adamw),
                 bf16_stochastic_round: self.bf16_stochastic_round,
@@ -160,10 +186,19 @@ enum Linears {
     SemiSparseActivation,
     /// Half of the blocks of 16 of each weight, by scores that are trained instead of the weights
     Supermask,
+    /// Factors in MX's fp8, a power of two for every 32
+    Mxfp8,
+    /// The same, the weight's gradient as it is
+    Mxfp8WgradWithHp,
+    /// Factors in MX's fp4
+    Mxfp4,
+    /// Factors in NVFP4: rotated, gradients rounded at random
+    Nvfp4,
 }
 
 impl Linears {
     fn rule(self, seed: u64) -> Option<Arc<dyn LinearRule>> {
+        let mx = |config| Some(Arc::new(MXRule { config }) as Arc<dyn LinearRule>);
         match self {
             Linears::Plain => None,
             Linears::Float8Tensorwise => Some(float8::rule(Recipe::Tensorwise)),
@@ -179,6 +214,12 @@ impl Linears {
                 fixed_weight: true,
                 seed,
             })),
+            Linears::Mxfp8 => mx(MXTrainingConfig::default()),
+            Linears::Mxfp8WgradWithHp => {
+                mx(MXTrainingConfig { wgrad_with_hp: true, ..MXTrainingConfig::default() })
+            }
+            Linears::Mxfp4 => mx(MXTrainingConfig::mxfp4()),
+            Linears::Nvfp4 => Some(Arc::new(NVFP4Rule::new(NVFP4TrainingConfig::new(seed)))),
         }
     }
 }
@@ -189,7 +230,7 @@ fn semi_sparse(side: Side) -> Arc<dyn LinearRule> {
 
 #[derive(Debug, clap::Args)]
 struct QatArgs {
-    /// Fake-quantize: int4-weight-only, int2 … int8 (weights), 8da2w … 8da8w (and int8 activations)
+    /// Fake-quantize: int4-weight-only, int2 … int8 (weights), 8da2w … 8da8w (and int8 activations), mxfp8, mxfp4, nvfp4 (both)
     #[arg(long, value_name = "QUANTIZER")]
     qat: Option<String>,
     /// Numbers that share a scale [default: a row; int4-weight-only: 128]
@@ -246,6 +287,7 @@ impl Train {
             min_lr: self.min_lr,
             clip: self.clip,
             dropout: self.dropout,
+            distill: self.distill,
             optimizer: self.optimizer.config(),
             precision: self.precision,
             parameters: if bf16 { DType::BF16 } else { DType::F32 },
@@ -254,12 +296,37 @@ impl Train {
         }
     }
 
+    /// Annealing fills the middle of the run: the last fifth trains with hard values.
+    fn parq_rule(&self, bits: u32) -> Result<Arc<dyn LinearRule>> {
+        let quantizer = if bits == 0 { Quantizer::TernaryUnif } else { Quantizer::Unif };
+        let anneal_end = (self.steps * 4 / 5).max(self.warmup + 1);
+        let prox_map = ProxMap::Parq {
+            anneal_start: self.warmup,
+            anneal_end,
+            steepness: 10.0,
+            anneal_center: 0.5,
+        };
+        Ok(Arc::new(ParqRule::new(ParqConfig {
+            quantizer,
+            bits,
+            prox_map,
+            warmup_steps: self.warmup,
+            quant_period: 10,
+            quant_per_channel: true,
+        })?))
+    }
+
     fn trainer(&self, model: &Model, seed: u64) -> Result<Trainer> {
         let read = |path: &PathBuf| texts::read(path);
         let texts = self.data.iter().map(read).collect::<Result<Vec<String>>>()?;
         let (tokenizer, bos) = (model.tokenizer()?, model.config.bos_token_id);
         let corpus = |texts: &[String]| Corpus::of_texts(tokenizer, bos, texts);
-        let rule = self.linear.rule(seed).map_or_else(|| self.qat.rule(seed), Ok)?;
+        let rule = match (self.parq, self.paretoq, self.linear.rule(seed)) {
+            (Some(bits), ..) => self.parq_rule(bits)?,
+            (_, Some(bits), _) => Arc::new(ParetoQRule::new(ParetoQ::new(bits)?)),
+            (.., Some(rule)) => rule,
+            (None, None, None) => self.qat.rule(seed)?,
+        };
         let mut trainer = Trainer::new(model, corpus(&texts)?, self.config(seed), rule)?;
         if self.eval_every > 0 {
             trainer.hold_out(corpus(&[texts::read(&self.eval_text)?])?, self.eval_windows)?;
@@ -313,6 +380,9 @@ impl Command for Train {
         {
             session.note(&format!("resumed at step {}", trainer.steps_done()));
         }
+        if let Some(launch) = session.launch()? {
+            trainer.join(&launch, MEET, ANSWER)?;
+        }
         let options = RunOptions {
             eval_every: self.eval_every,
             checkpoints: self.checkpoints.clone(),
@@ -329,6 +399,15 @@ impl Command for Train {
         };
         let ended = trainer.run(&cpu, &options, &mut progress)?;
         drop(task);
+        // Runs of a session stand one below another, for one plot of them all.
+        let before = session.variables().get("losses").cloned();
+        let mut losses = trainer.losses()?;
+        if let Some(Value::Table(mut all)) = before
+            && all.append(losses.clone()).is_ok()
+        {
+            losses = all;
+        }
+        session.bind("losses", losses);
         session.bind("curves", trainer.table()?);
         if ended == Ended::Stopped {
             return Err(stopped(session, &trainer, self.checkpoints.is_some()));

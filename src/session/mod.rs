@@ -36,6 +36,7 @@ use crate::io::{HubConfig, LoadOptions};
 use crate::model::Model;
 use crate::quantization::Calibration;
 use crate::quantization::autoquant::AutoquantCache;
+use crate::training::distributed::Launch;
 use crate::value::{Kind, Value};
 
 /// One person's work: what is loaded, what was done, and how it is shown.
@@ -57,6 +58,8 @@ pub struct Session {
     cancel: Arc<AtomicBool>,
     front: Arc<dyn FrontEnd>,
     hub: Option<HubConfig>,
+    /// What a launcher of several processes said, or what was wrong with it.
+    launch: std::result::Result<Option<Launch>, String>,
     /// Set by `quit`: the front end should end.
     pub leaving: bool,
     /// A calibrated quantization that was stopped, with what was asked for: asked again, it goes on.
@@ -99,6 +102,7 @@ impl Session {
             cancel,
             front: Arc::new(Silent),
             hub: None,
+            launch: Ok(None),
             leaving: false,
             paused: None,
             autoquant_cache: AutoquantCache::default(),
@@ -137,6 +141,16 @@ impl Session {
     /// Makes `model` the one that commands work on.
     pub(crate) fn bind_latest(&mut self, model: Model) {
         self.timeline.now.remember(Value::Model(model));
+    }
+
+    /// Makes `train` one rank of several, or say what was wrong with the launcher's variables.
+    pub fn set_launch(&mut self, launch: std::result::Result<Option<Launch>, String>) {
+        self.launch = launch;
+    }
+
+    /// Which rank of several this process is; `None` where it is alone.
+    pub fn launch(&self) -> Result<Option<Launch>> {
+        self.launch.clone().map_err(Error::invalid)
     }
 
     /// The processor that kernels run on.

@@ -64,6 +64,9 @@ pub struct TrainConfig {
     pub clip: f64,
     /// Dropout on the embedding and on both residual branches.
     pub dropout: f64,
+    /// How much of the loss is the distance from the logits of the model that training began with; the rest is the
+    /// cross-entropy of the text.
+    pub distill: f64,
     /// Which optimizer.
     pub optimizer: OptimizerConfig,
     /// How matmuls round their factors.
@@ -89,6 +92,7 @@ impl Default for TrainConfig {
             min_lr: 0.1,
             clip: 1.0,
             dropout: 0.0,
+            distill: 0.0,
             optimizer: OptimizerConfig::default(),
             precision: MatmulPrecision::F32,
             parameters: DType::F32,
@@ -116,6 +120,12 @@ impl TrainConfig {
             return Err(Error::invalid(format!(
                 "lr {} and min_lr {}; wanted a positive rate and a share from 0 to 1",
                 self.lr, self.min_lr
+            )));
+        }
+        if !(0.0..=1.0).contains(&self.distill) {
+            return Err(Error::invalid(format!(
+                "distill is {}; wanted a share of the loss from 0 to 1",
+                self.distill
             )));
         }
         if !(self.clip.is_finite() && self.clip >= 0.0) {
@@ -167,6 +177,7 @@ mod tests {
             TrainConfig { lr: f64::NAN, ..TrainConfig::default() },
             TrainConfig { min_lr: 2.0, ..TrainConfig::default() },
             TrainConfig { clip: -1.0, ..TrainConfig::default() },
+            TrainConfig { distill: 1.5, ..TrainConfig::default() },
         ] {
             assert!(wrong.check().is_err());
         }

@@ -57,6 +57,19 @@ impl Curve {
         Ok(table)
     }
 
+    /// The losses alone, with the linear layers beside them: runs one below another, for a plot of several.
+    pub(super) fn losses(&self, rule: &str) -> Result<Table> {
+        let mut table = Table::new("Losses of training")
+            .column("step")
+            .column_unit("loss", "nats")
+            .column("linear layers");
+        for (i, point) in self.points.iter().enumerate() {
+            let step = Cell::Int(i64::try_from(i + 1).unwrap_or(i64::MAX));
+            table.push([step, Cell::Float(point.loss), Cell::Text(rule.to_owned())])?;
+        }
+        Ok(table)
+    }
+
     /// As numbers, exactly: NaN stands for what was not measured.
     pub(super) fn to_tensor(&self) -> Result<Tensor> {
         let none = f64::NAN;

@@ -36,6 +36,12 @@ pub trait LinearRule: fmt::Debug + Send + Sync {
         let _ = step;
     }
 
+    /// Told after step `step`, counted from 0, with the parameters as it left them.
+    fn end_step(&self, step: usize, parameters: &mut Parameters) -> Result<()> {
+        let _ = (step, parameters);
+        Ok(())
+    }
+
     /// The parameters that a model of the plain architecture gets: adapters merged, own parameters dropped.
     fn finish(&self, parameters: &Parameters) -> Result<Parameters> {
         Ok(parameters.clone())

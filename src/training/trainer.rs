@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use super::checkpoint;
 use super::curve::{Curve, Point};
+use super::distributed::Group;
 use super::optim::{Optimizer, Update};
+use super::teacher::Teacher;
+use super::together::average;
 use super::zeros::Zeros;
 use super::{Batch, Corpus, ForwardOptions, LinearRule, Network, Parameters, TrainConfig, Windows};
 use crate::autograd::Tape;
@@ -26,7 +29,10 @@ pub struct Trainer {
     pub(super) step: usize,
     model: Model,
     network: Network,
-    rule: Arc<dyn LinearRule>,
+    pub(super) rule: Arc<dyn LinearRule>,
+    teacher: Option<Teacher>,
+    /// The ranks that train together, where there are others.
+    pub(super) group: Option<Group>,
     /// What stays zero.
     zeros: Zeros,
     windows: Windows,
@@ -72,8 +78,11 @@ impl Trainer {
             )));
         }
         let mut parameters = Parameters::of(model, config.parameters)?;
+        let teacher = Teacher::new(&parameters, config.distill);
         rule.prepare(&mut parameters)?;
         Ok(Trainer {
+            teacher,
+            group: None,
             windows: Windows::new(corpus, config.sequence, config.seed)?,
             optimizer: Optimizer::new(config.optimizer.clone(), config.seed)?,
             network: Network::new(Arc::clone(&model.config)),
@@ -143,6 +152,15 @@ impl Trainer {
         self.curve.table(&format!("Training of {}", self.model.name), &self.rule.name())
     }
 
+    /// The loss of every step, and what the linear layers were: such tables of several runs can be joined.
+    pub fn losses(&self) -> Result<Table> {
+        let mut name = self.rule.name();
+        if self.config.precision != super::MatmulPrecision::F32 {
+            name += ", bf16";
+        }
+        self.curve.losses(&name)
+    }
+
     /// One line: how the losses went.
     pub fn summary(&self) -> String {
         let points = &self.curve.points;
@@ -176,14 +194,19 @@ impl Trainer {
         }
         let every = |count: usize, step: usize| count > 0 && step.is_multiple_of(count);
         while self.step < self.config.steps {
-            let mut point = self.step(cpu)?;
+            let stepped = self.step(cpu);
+            if let (Err(error), Some(group)) = (&stepped, &mut self.group) {
+                group.give_up(&error.to_string());
+            }
+            let mut point = stepped?;
             let last = self.step == self.config.steps;
             if options.eval_every > 0 && (last || every(options.eval_every, self.step)) {
                 point.held_out = self.evaluate(cpu)?;
             }
             self.curve.points.push(point);
-            let go_on = progress(&self.curve, self.config.steps);
-            if let Some(folder) = &options.checkpoints
+            let wanted = progress(&self.curve, self.config.steps);
+            let go_on = self.all_go_on(wanted)?;
+            if let Some(folder) = options.checkpoints.as_ref().filter(|_| self.place().0 == 0)
                 && (last || !go_on || every(options.checkpoint_every, self.step))
             {
                 self.save(folder)?;
@@ -197,16 +220,20 @@ impl Trainer {
 
     /// One optimizer step.
     pub fn step(&mut self, cpu: &Cpu) -> Result<Point> {
-        let config = &self.config;
-        let (accumulate, step) = (config.accumulate, self.step);
+        let (accumulate, step) = (self.config.accumulate, self.step);
         self.rule.begin_step(step);
         let mut sums: Vec<Option<Tensor>> = vec![None; self.parameters.iter().count()];
         let mut loss = 0.0;
+        let (rank, ranks) = self.place();
         for micro in 0..accumulate {
             let index = step * accumulate + micro;
-            let first = (index * config.batch) as u64;
-            let batch = self.windows.batch(first, config.batch);
-            loss += self.gradients(cpu, &batch, index as u64, &mut sums)?;
+            let own = self.config.batch / ranks;
+            let first = (index * self.config.batch + rank * own) as u64;
+            let batch = self.windows.batch(first, own);
+            loss += self.gradients(cpu, &batch, (index * ranks + rank) as u64, &mut sums)?;
+        }
+        if let Some(group) = &mut self.group {
+            average(group, &mut sums, &mut loss)?;
         }
         #[expect(clippy::cast_precision_loss, reason = "a handful of passes")]
         let share = 1.0 / accumulate as f64;
@@ -215,6 +242,7 @@ impl Trainer {
         let scale = if clip > 0.0 && norm > clip { share * clip / norm } else { share };
         let lr = self.config.lr_at(step);
         self.update(cpu, sums, scale, lr)?;
+        self.rule.end_step(step, &mut self.parameters)?;
         self.step += 1;
         Ok(Point { loss: loss * share, lr, gradient_norm: norm, held_out: None })
     }
@@ -230,7 +258,11 @@ impl Trainer {
         let options = self.options(index);
         let tape = Tape::new(cpu).with_precision(self.config.precision.into());
         let vars = self.parameters.on(&tape, &|name| self.rule.is_frozen(name))?;
-        let loss = self.network.loss(&tape, &vars, batch, &options)?;
+        let logits = self.network.logits(&tape, &vars, batch, &options)?;
+        let loss = match &self.teacher {
+            Some(teacher) => teacher.loss(&tape, &self.network, batch, &logits)?,
+            None => tape.cross_entropy(&logits, &batch.targets)?,
+        };
         let value = f64::from(loss.value().as_slice::<f32>()?[0]);
         if !value.is_finite() {
             return Err(self.not_finite(cpu, batch, &options, value));

@@ -87,13 +87,14 @@ pub use int4_row::{Int4Rows, int4_row_quantize, int4_row_quantize_zp, pack_int4}
 pub use intx::{IntxRows, intx_quantize};
 pub use kernel_preference::KernelPreference;
 pub use kmeans1d::{kmeans1d, nearest_of_ascending};
-pub use mx::{ScaleCalculationMode, from_mx, mx_round, to_mx};
+pub use mx::{ScaleCalculationMode, from_mx, mx_round, mx_round_block, to_mx};
 pub use nf4::{
     NF4, Nf4Scalers, nf4_check, nf4_codes, nf4_dequantize_scalers, nf4_double_quantize_scalers,
     nf4_pack, nf4_unpack, nf4_values,
 };
 pub use nvfp4::{
-    NVFP4_BLOCK, nvfp4_dequantize, nvfp4_quantize, nvfp4_round, per_tensor_amax_to_scale,
+    NVFP4_BLOCK, nvfp4_dequantize, nvfp4_quantize, nvfp4_round, nvfp4_scale,
+    per_tensor_amax_to_scale,
 };
 pub use observers::{AffineQuantizedObserver, ObserverConfig, ObserverKind};
 pub use packing::{
@@ -106,3 +107,4 @@ pub use qparams::{
 };
 pub use sinq::{SinqCodes, choose_qparams_and_quantize_scale_only_sinq};
 pub use sqnr::compute_error;
+pub(crate) use torch_sum::torch_mean;

@@ -9,6 +9,7 @@ use crate::kernels::dtypes::{
     e4m3fn_encode_saturating, e5m2_encode_saturating, e8m0_decode, floatx_encode, round_to_i8,
 };
 use crate::kernels::float_linear::Element;
+use crate::kernels::{float4_round, float8_round};
 use crate::quantization::config::words;
 use crate::quantization::primitives::qparams::nan_max;
 use crate::tensor::Tensor;
@@ -65,6 +66,28 @@ pub fn to_mx(
         codes.extend(block.iter().map(|x| encode(element, scaled(*x, factor))));
     }
     Ok((Tensor::new(scales, &shape)?, Tensor::new(codes, x.shape())?))
+}
+
+/// Rounds the numbers of one block to those that MX gives back: [`to_mx`] and [`from_mx`] without the codes.
+pub fn mx_round_block(block: &mut [f32], element: Element, mode: ScaleCalculationMode) {
+    // What is no element of MX stays as it is; configurations refuse it at their door.
+    let Ok(limits) = limits(element) else { return };
+    let amax = block.iter().fold(0.0, |amax, x| nan_max(amax, x.abs()));
+    let (code, factor) = match mode {
+        ScaleCalculationMode::Rceil => rceil(amax, limits.2),
+        _ => by_exponent(amax, mode, limits),
+    };
+    let scale = e8m0_decode(code);
+    for x in block {
+        let inside = scaled(*x, factor);
+        *x = scale
+            * match element {
+                Element::E4m3 => float8_round::e4m3(inside),
+                Element::E5m2 => float8_round::e5m2(inside),
+                Element::E2m1 => float4_round::e2m1(inside),
+                other => other.decode(encode(other, inside)),
+            };
+    }
 }
 
 /// How a block's numbers are brought to the element's range.
@@ -195,6 +218,41 @@ fn byte(x: f32) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rounding_a_block_is_encoding_and_decoding_it() {
+        let elements = ["e4m3", "e5m2", "e2m3", "e3m2", "e2m1", "int8"];
+        let modes = [
+            ScaleCalculationMode::Floor,
+            ScaleCalculationMode::Rceil,
+            ScaleCalculationMode::Ceil,
+            ScaleCalculationMode::Even,
+        ];
+        let mut rng = crate::rng::Rng::new(7);
+        for (element, size) in
+            elements.into_iter().flat_map(|e| [1.0, 1e-3, 3e4, 0.0, 1e-40].map(|size| (e, size)))
+        {
+            let element: super::super::MxElement = element.parse().expect("an element");
+            let x: Vec<f32> = (0..320).map(|_| rng.normal() * size).collect();
+            modes.into_iter().for_each(|mode| check(&x, element.0, mode));
+        }
+        let mut broken = [1.0, f32::NAN, 2.0];
+        mx_round_block(&mut broken, Element::E4m3, ScaleCalculationMode::Rceil);
+        assert!(broken.iter().all(|x| x.is_nan()), "{broken:?}");
+    }
+
+    fn check(x: &[f32], element: Element, mode: ScaleCalculationMode) {
+        let tensor = Tensor::new(x.to_vec(), &[1, x.len()]).expect("a row");
+        let (scales, codes) = to_mx(&tensor, element, 32, mode).expect("mx");
+        let wanted = from_mx(&codes, &scales, element, 32).expect("numbers").to_f32_vec();
+        let mut got = x.to_vec();
+        got.chunks_mut(32).for_each(|block| mx_round_block(block, element, mode));
+        for (got, wanted) in got.iter().zip(wanted) {
+            // Zeros may differ in their sign.
+            let same = (got + 0.0).to_bits() == (wanted + 0.0).to_bits();
+            assert!(same, "{} {mode:?}: {got:e}, wanted {wanted:e}", element.name());
+        }
+    }
 
     #[test]
     fn int8_is_ocps() {

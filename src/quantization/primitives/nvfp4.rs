@@ -26,16 +26,7 @@ pub fn nvfp4_quantize(x: &Tensor, per_tensor_scale: Option<f32>) -> Result<(Tens
     let (mut scales, mut codes) = (Vec::new(), Vec::with_capacity(values.len()));
     for block in values.chunks_exact(NVFP4_BLOCK) {
         let amax = block.iter().fold(0.0, |amax, x| nan_max(amax, x.abs()));
-        let (scale, factor) = match per_tensor_scale {
-            None => {
-                let scale = encode_scale(amax / 6.0);
-                (scale, 1.0 / e4m3fn_decode(scale))
-            }
-            Some(above) => {
-                let scale = encode_scale(quotient(amax / 6.0, above));
-                (scale, 1.0 / above / e4m3fn_decode(scale))
-            }
-        };
+        let (scale, factor) = nvfp4_scale(amax, per_tensor_scale);
         scales.push(scale);
         codes.extend(block.iter().map(|x| {
             let scaled = if x.is_nan() || !factor.is_nan() { x * factor } else { f32::NAN };
@@ -52,6 +43,20 @@ pub fn nvfp4_round(x: f32, scale: u8, per_tensor_scale: Option<f32>) -> (u8, f32
     let factor = per_tensor_scale.map_or(1.0 / decoded, |above| 1.0 / above / decoded);
     let code = floatx_encode(x * factor, 2, 1);
     (code, Element::E2m1.decode(code) * (per_tensor_scale.unwrap_or(1.0) * decoded))
+}
+
+/// The e4m3 code of a block's scale, and what its numbers are multiplied by before they are rounded.
+pub fn nvfp4_scale(amax: f32, per_tensor_scale: Option<f32>) -> (u8, f32) {
+    match per_tensor_scale {
+        None => {
+            let scale = encode_scale(amax / 6.0);
+            (scale, 1.0 / e4m3fn_decode(scale))
+        }
+        Some(above) => {
+            let scale = encode_scale(quotient(amax / 6.0, above));
+            (scale, 1.0 / above / e4m3fn_decode(scale))
+        }
+    }
 }
 
 /// 0 / 0 is a negative NaN on x86, where torchao runs; here it is on every processor.

@@ -24,7 +24,7 @@ pub(super) fn torch_sum(values: &[f32]) -> f32 {
 
 /// `torch.mean` over a contiguous dimension.
 #[expect(clippy::cast_precision_loss, reason = "torch divides by the length in f32 too")]
-pub(super) fn torch_mean(values: &[f32]) -> f32 {
+pub(crate) fn torch_mean(values: &[f32]) -> f32 {
     torch_sum(values) / values.len() as f32
 }
 

@@ -4,11 +4,11 @@ use serde_json::Value as Json;
 
 use super::config::{
     FakeQuantizeConfig, Float8FakeQuantizeConfig, Int4Activation, Int4WeightFakeQuantizeConfig,
-    IntxFakeQuantizeConfig, IntxGranularity,
+    IntxFakeQuantizeConfig, IntxGranularity, MXFakeQuantizeConfig, NVFP4FakeQuantizeConfig,
 };
 use crate::error::{Error, Result};
 use crate::quantization::Recipe;
-use crate::quantization::primitives::{Float8, IntType};
+use crate::quantization::primitives::{Float8, IntType, MxElement, ScaleCalculationMode};
 
 /// What is done to activations, and to weights.
 pub(super) type Pair = (Option<FakeQuantizeConfig>, FakeQuantizeConfig);
@@ -43,11 +43,31 @@ pub(super) fn infer(base: &dyn Recipe) -> Result<Pair> {
                 Int4WeightFakeQuantizeConfig { group_size: 128, activation: Int4Activation::Fp8 };
             Ok((Some(FakeQuantizeConfig::Float8(rows)), FakeQuantizeConfig::Int4Weight(weight)))
         }
+        "MXDynamicActivationMXWeightConfig" => mx(data),
+        "NVFP4DynamicActivationNVFP4WeightConfig" => {
+            let use_per_tensor_scale =
+                data["use_dynamic_per_tensor_scale"].as_bool().unwrap_or(true);
+            let config =
+                FakeQuantizeConfig::NVFP4(NVFP4FakeQuantizeConfig { use_per_tensor_scale });
+            Ok((Some(config), config))
+        }
         other => Err(Error::invalid(format!(
             "{other} has no fake quantizer; those of Int4WeightOnlyConfig, IntxWeightOnlyConfig, \
-             Int8DynamicActivationIntxWeightConfig and the float8 dynamic ones are known"
+             Int8DynamicActivationIntxWeightConfig and the dynamic ones of float8, MX and NVFP4 are known"
         ))),
     }
+}
+
+fn mx(data: &Json) -> Result<Pair> {
+    let wrong = |error: serde_json::Error| Error::invalid(format!("MX: {error}"));
+    let element =
+        |name: &str| serde_json::from_value::<MxElement>(data[name].clone()).map_err(wrong);
+    let scaling_mode = serde_json::from_value::<ScaleCalculationMode>(data["scaling_mode"].clone());
+    let scaling_mode = scaling_mode.map_err(wrong)?;
+    let of = |dtype| {
+        FakeQuantizeConfig::MX(MXFakeQuantizeConfig { dtype, block_size: 32, scaling_mode })
+    };
+    Ok((Some(of(element("activation_dtype")?)), of(element("weight_dtype")?)))
 }
 
 fn int4_weight_only(data: &Json) -> Result<Pair> {

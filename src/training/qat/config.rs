@@ -9,7 +9,9 @@ use crate::autograd::{Tape, Var};
 use crate::error::{Error, Result};
 use crate::kernels::Cpu;
 use crate::quantization::MappingType;
-use crate::quantization::primitives::{Float8, IntType, ZeroPointDomain};
+use crate::quantization::primitives::{
+    Float8, IntType, MxElement, ScaleCalculationMode, ZeroPointDomain,
+};
 use crate::tensor::{DType, Tensor};
 
 /// What shares a scale.
@@ -141,6 +143,24 @@ pub struct Float8FakeQuantizeConfig {
     pub bounds: (Option<f32>, Option<f32>),
 }
 
+/// Blocks that share a power of two (T06).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MXFakeQuantizeConfig {
+    /// fp4 in torchao's default.
+    pub dtype: MxElement,
+    /// Numbers that share a scale: 32.
+    pub block_size: usize,
+    /// How the power of two is chosen.
+    pub scaling_mode: ScaleCalculationMode,
+}
+
+/// fp4 in blocks of 16 with e4m3 scales (T06).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NVFP4FakeQuantizeConfig {
+    /// Whether one f32 scale stands above the blocks' scales.
+    pub use_per_tensor_scale: bool,
+}
+
 /// Any of them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[expect(missing_docs, reason = "each is named after its configuration")]
@@ -148,6 +168,8 @@ pub enum FakeQuantizeConfig {
     Intx(IntxFakeQuantizeConfig),
     Int4Weight(Int4WeightFakeQuantizeConfig),
     Float8(Float8FakeQuantizeConfig),
+    MX(MXFakeQuantizeConfig),
+    NVFP4(NVFP4FakeQuantizeConfig),
 }
 
 impl FakeQuantizeConfig {
@@ -157,6 +179,8 @@ impl FakeQuantizeConfig {
             FakeQuantizeConfig::Intx(config) => config.check().and(config.group(k)).map(|_| ()),
             FakeQuantizeConfig::Int4Weight(config) => int4_weight::groups(config, k).map(|_| ()),
             FakeQuantizeConfig::Float8(_) => Ok(()),
+            FakeQuantizeConfig::MX(config) => config.check(k),
+            FakeQuantizeConfig::NVFP4(config) => config.check(k),
         }
     }
 
@@ -166,6 +190,8 @@ impl FakeQuantizeConfig {
             FakeQuantizeConfig::Intx(config) => affine::fake_quantize(tape, config, x),
             FakeQuantizeConfig::Int4Weight(config) => int4_weight::fake_quantize(tape, config, x),
             FakeQuantizeConfig::Float8(config) => float8::fake_quantize(tape, config, x),
+            FakeQuantizeConfig::MX(config) => config.fake_quantize(tape, x),
+            FakeQuantizeConfig::NVFP4(config) => config.fake_quantize(tape, x),
         }
     }
 }
@@ -192,6 +218,10 @@ impl fmt::Display for FakeQuantizeConfig {
             FakeQuantizeConfig::Float8(config) => {
                 f.write_str(if config.per_row { "float8 per row" } else { "float8 per tensor" })
             }
+            FakeQuantizeConfig::MX(config) => {
+                write!(f, "MX {} in blocks of {}", config.dtype.0.name(), config.block_size)
+            }
+            FakeQuantizeConfig::NVFP4(_) => f.write_str("NVFP4"),
         }
     }
 }

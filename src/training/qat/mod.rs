@@ -1,4 +1,4 @@
-//! Quantization-aware training (T01–T05, T07, T08, T14, T15): the forward pass sees quantized numbers, the gradient passes
+//! Quantization-aware training (T01–T08, T14, T15): the forward pass sees quantized numbers, the gradient passes
 //! straight through the rounding, and what is trained is the weight behind it.
 //!
 //! `QATConfig(base, step = prepare)` of torchao is [`QatConfig::of_base`]: it finds the fake quantizers that belong to a
@@ -8,6 +8,7 @@
 
 mod affine;
 mod base;
+mod blocks;
 mod config;
 mod float8;
 mod int4_weight;
@@ -17,7 +18,7 @@ mod words;
 
 pub use config::{
     FakeQuantizeConfig, Float8FakeQuantizeConfig, Int4Activation, Int4WeightFakeQuantizeConfig,
-    IntxFakeQuantizeConfig, IntxGranularity,
+    IntxFakeQuantizeConfig, IntxGranularity, MXFakeQuantizeConfig, NVFP4FakeQuantizeConfig,
 };
 pub use learned::{LearnedRange, initial_range};
 pub use rule::{LoraConfig, QatConfig, QatRule};
