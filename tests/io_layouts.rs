@@ -46,7 +46,15 @@ fn torchaos_own_file_is_read_and_written_back() {
         let (meta, tensors) = flattened(&file, name);
         let weight = read_weight(&meta, tensors.clone(), (48, 128)).expect(name);
         let wanted = file.tensor(&format!("{name}.values")).expect(name).to_f32_vec();
-        assert_eq!(values(weight.as_ref()), wanted, "{name}");
+        // Its int8, float8 and intx classes round what they dequantize to the layer's bf16.
+        let part = match meta["_type"].as_str() {
+            Some("MXTensor" | "NVFP4Tensor" | "Int4Tensor") => 0.0,
+            _ => 2.0_f32.powi(-7),
+        };
+        for (at, (got, wanted)) in values(weight.as_ref()).iter().zip(&wanted).enumerate() {
+            let off = (got - wanted).abs();
+            assert!(off <= part * wanted.abs(), "{name}[{at}] is {got}; torchao has {wanted}");
+        }
         let layout = Layout::Torchao.of_files().expect("another program's");
         let again = (layout.flatten)(weight.as_ref()).expect(name);
         // Both orders of scales are read, cuBLAS's is written.

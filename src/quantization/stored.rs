@@ -18,7 +18,12 @@ pub fn read_weight(
     tensors: Vec<(String, Tensor)>,
     shape: (usize, usize),
 ) -> Result<Arc<dyn Weight>> {
-    let typed = Typed::of(meta, "a weight's format")?;
+    // torchao says beside the class which tensors it has; they are here to be counted.
+    let mut meta = meta.clone();
+    if let Some(object) = meta.as_object_mut() {
+        object.remove("_tensor_data_names");
+    }
+    let typed = Typed::of(&meta, "a weight's format")?;
     if let Some((name, read)) = FORMATS.iter().find(|(name, _)| *name == typed.name) {
         return read(&typed, Stored { tensors, shape }).within(name);
     }
