@@ -106,7 +106,7 @@ fn a_stopped_sweep_goes_on_where_it_was() {
     let at = folder();
     let windows: Vec<String> = (8..32).map(|tokens: usize| tokens.to_string()).collect();
     let line = format!(
-        "load tiny; sweep --jobs 1 \"quantize int8-weight-only | eval perplexity --windows 64 --context {{{}}}\"",
+        "load tiny; sweep --jobs 1 \"quantize int8-weight-only | eval perplexity --windows 24 --context {{{}}}\"",
         windows.join(",")
     );
     let child = program(at.path()).args(["-c", &line]).spawn().expect("a start");
@@ -543,8 +543,8 @@ fn debugging_aids_say_what_they_measured() {
     let events = trace["traceEvents"].as_array().expect("events");
     let linear: Vec<_> = events.iter().filter(|event| event["cat"] == "linear").collect();
     let layers = lab.model().expect("a model").layers.len();
-    // q, k and v are one call, gate and up another; two outputs remain.
-    assert_eq!(linear.len(), 4 * layers, "one window");
+    // q, k and v are one call, gate and up another; two outputs remain, and the output layer.
+    assert_eq!(linear.len(), 4 * layers + 1, "one window");
     for event in &linear {
         assert!(event["ph"] == "X" && event["dur"].as_f64().is_some_and(|us| us > 0.0), "{event}");
     }
@@ -554,7 +554,7 @@ fn debugging_aids_say_what_they_measured() {
     };
     assert!(linear.iter().all(|event| end(event) <= end(command) + 1.0));
     let stats = table(&mut lab, "$base | stats activations --windows 2 --context 16");
-    assert_eq!(stats.len(), 2 * 7 * layers);
+    assert_eq!(stats.len(), 2 * (7 * layers + 1));
     let csv = stats.to_csv();
     assert!(csv.starts_with("tag,counter_val,fqn,op,max_abs,avg,std\r\nact,0,model.layers.0.self_attn.q_proj.weight,linear,"));
     let shapes = table(&mut lab, "$base | shapes --m 1,3");

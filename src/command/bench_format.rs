@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::float_linear::Element;
 use crate::kernels::{Compute, Cpu};
 use crate::model::{DenseWeight, Pattern, Weight};
@@ -159,7 +159,13 @@ impl Format {
         group_size: usize,
     ) -> Result<Arc<dyn Weight>> {
         let mut rng = Rng::new(3);
-        let values = (0..n * k).map(|_| bf16::from_f32(0.02 * rng.normal())).collect();
+        let mut values = Vec::with_capacity(n * k);
+        for _ in 0..n {
+            if cpu.stopped() {
+                return Err(Error::Cancelled);
+            }
+            values.extend((0..k).map(|_| bf16::from_f32(0.02 * rng.normal())));
+        }
         let dense = Tensor::new::<bf16>(values, &[n, k])?;
         let quantize = |recipe: &dyn Recipe| {
             recipe.check((n, k))?;

@@ -69,6 +69,9 @@ impl Memory {
 
 /// Bytes read from memory, in GB/s (10⁹ bytes): 256 MiB summed once a round, nothing written.
 pub fn read_bandwidth(cpu: &Cpu, seconds: f64) -> f64 {
+    if cpu.stopped() {
+        return f64::NAN;
+    }
     let memory = Memory::new(cpu, STREAMED_NBYTES);
     let time = best(cpu, seconds, || {
         memory.read(cpu);
@@ -78,6 +81,9 @@ pub fn read_bandwidth(cpu: &Cpu, seconds: f64) -> f64 {
 
 /// Bytes read plus bytes written while one half of 256 MiB is copied to the other, in GB/s.
 pub fn copy_bandwidth(cpu: &Cpu, seconds: f64) -> f64 {
+    if cpu.stopped() {
+        return f64::NAN;
+    }
     let from: Vec<u64> = (0..STREAMED_NBYTES as u64 / 16).collect();
     let mut to = vec![1_u64; from.len()];
     let share = cpu.threads().share(to.len(), PART);
@@ -166,6 +172,9 @@ fn best(cpu: &Cpu, seconds: f64, mut round: impl FnMut()) -> f64 {
 
 /// `work` does some operations and says how many; all threads do it.
 fn peak(cpu: &Cpu, seconds: f64, work: impl Fn() -> u64 + Sync) -> f64 {
+    if cpu.stopped() {
+        return f64::NAN;
+    }
     let parts = PARTS * cpu.threads().count();
     let operations = work() as f64 * parts as f64;
     let time = best(cpu, seconds, || {
