@@ -223,6 +223,9 @@ impl Model {
 
     /// The logits `(M, vocabulary)` of normed hidden states `(M, hidden)`.
     pub fn logits(&self, cpu: &Cpu, hidden: &[f32]) -> Result<Vec<f32>> {
+        if cpu.stopped() {
+            return Err(Error::Cancelled);
+        }
         if let Some(placed) = self.placed()? {
             return placed.logits(hidden).within("lm_head");
         }

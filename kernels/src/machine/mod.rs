@@ -43,8 +43,15 @@ impl Memory {
         // Written before it is read: untouched pages would all be the one page of zeros.
         let mut numbers = vec![0_u64; nbytes.div_ceil(size_of::<u64>())];
         crate::pages::expect(&numbers);
-        cpu.threads().chunks_mut(&mut numbers, PART, |i, part| part.fill(i as u64));
-        crate::pages::gather(&numbers);
+        cpu.threads().chunks_mut(&mut numbers, PART, |i, part| {
+            if !cpu.stopped() {
+                part.fill(i as u64);
+            }
+        });
+        // What is read of work that was stopped counts for nothing.
+        if !cpu.stopped() {
+            crate::pages::gather(&numbers);
+        }
         Memory { numbers }
     }
 
