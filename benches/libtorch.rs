@@ -2,6 +2,7 @@
 //!
 //! `cargo bench --features torch --bench libtorch -- --quick`; a word after `--` chooses groups by name. See
 //! `tests/libtorch.sh` for libtorch itself. Caches are warm: `aolab bench linear --vs torch` times them cold.
+#![allow(clippy::print_stdout, reason = "the ratio is what this is for")]
 
 use std::cell::Cell;
 use std::sync::Arc;

@@ -8,6 +8,7 @@ fn main() {
 }
 
 #[cfg(feature = "torch")]
+#[allow(clippy::disallowed_methods, reason = "so cargo tells build scripts")]
 fn build_for_libtorch() {
     println!("cargo:rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys says where libtorch lies");

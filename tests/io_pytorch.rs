@@ -1,4 +1,6 @@
 //! PyTorch's files: those that PyTorch wrote (tests/pytorch_fixtures.py made them) and those that we write.
+#![allow(clippy::float_cmp, reason = "files keep every bit")]
+#![allow(clippy::cast_possible_truncation, reason = "small numbers of tests")]
 
 use std::fs;
 use std::io::Write;

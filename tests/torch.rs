@@ -1,4 +1,5 @@
 //! The bridge to libtorch: with the feature `torch` what it does, without it what it says.
+#![allow(clippy::float_cmp, reason = "memory and files keep every bit")]
 
 #[cfg(not(feature = "torch"))]
 #[test]

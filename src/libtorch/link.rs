@@ -1,5 +1,10 @@
 //! The build script: programs of this package find libtorch where it lay when they were built.
 
+#[allow(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    reason = "so build scripts talk to cargo"
+)]
 fn main() {
     println!("cargo:rerun-if-changed=src/libtorch/link.rs");
     println!("cargo:rerun-if-env-changed=DEP_AOLAB_KERNELS_LIBTORCH");
