@@ -55,13 +55,13 @@ fn row_of_blocks(
             once.extend(two[..b].iter().zip(&two[b..]).map(|(even, odd)| [*even, *odd]));
         }
     }
-    // SAFETY: the token is made only after avx512bf16 was detected, with all of AVX-512.
-    unsafe {
-        match b {
-            16 => tokens::<1, 12>(&once, &columns, x, tile),
-            32 => tokens::<2, 12>(&once, &columns, x, tile),
-            _ => tokens::<4, 6>(&once, &columns, x, tile),
-        }
+    match b {
+        // SAFETY: the token is made only after avx512bf16 was detected, with all of AVX-512.
+        16 => unsafe { tokens::<1, 12>(&once, &columns, x, tile) },
+        // SAFETY: as above.
+        32 => unsafe { tokens::<2, 12>(&once, &columns, x, tile) },
+        // SAFETY: as above.
+        _ => unsafe { tokens::<4, 6>(&once, &columns, x, tile) },
     }
 }
 
@@ -129,16 +129,14 @@ fn products<const V: usize, const M: usize>(
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn dot(sum: __m512, w: __m512i, x: __m512i) -> __m512 {
-    // SAFETY: both are 64 bytes, and every pattern of bits is two bf16.
-    let (w, x) = unsafe { (as_bf16(w), as_bf16(x)) };
-    _mm512_dpbf16_ps(sum, w, x)
+    _mm512_dpbf16_ps(sum, as_bf16(w), as_bf16(x))
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn as_bf16(v: __m512i) -> __m512bh {
-    // SAFETY: the same 64 bytes under another type without invalid values.
-    unsafe { std::mem::transmute(v) }
+fn as_bf16(v: __m512i) -> __m512bh {
+    // SAFETY: both types are the same 64 bytes of a register, in which every bit pattern is valid.
+    unsafe { std::ptr::from_ref::<__m512i>(&v).cast::<__m512bh>().read() }
 }
 
 #[inline]

@@ -176,7 +176,7 @@ fn by_values<const B: usize>(
             rows::<bf16, B>(w, v, x, tile, |v| f32::from_bits(u32::from(v.to_bits()) << 16));
         }),
         Values::Int8 { q, scale } => wide(isa, || {
-            rows::<i8, B>(w, q, x, tile, |q| f32::from(q));
+            rows::<i8, B>(w, q, x, tile, f32::from);
             let first = tile.cols();
             for m in 0..tile.rows().len() {
                 tile.row(m).iter_mut().zip(&scale[first.clone()]).for_each(|(y, s)| *y *= s);
@@ -206,9 +206,9 @@ fn rows<T: Copy, const B: usize>(
             }
             let start = w.blocks(row).next().map_or(0, |(at, _)| at);
             let blocks = w.blocks(row).map(|(at, column)| (at - start, column));
-            tokens::<f32, B>(blocks, once.as_flattened(), (x, k), (tile, place), |v| v);
+            tokens::<f32, B>(&blocks, once.as_flattened(), (x, k), (tile, place), |v| v);
         } else {
-            tokens::<T, B>(w.blocks(row), values, (x, k), (tile, place), widen);
+            tokens::<T, B>(&w.blocks(row), values, (x, k), (tile, place), widen);
         }
     }
 }
@@ -222,7 +222,7 @@ fn widened<T: Copy, const B: usize>(column: &[T; B], widen: impl Fn(T) -> f32) -
 
 #[inline(always)]
 fn tokens<T: Copy, const B: usize>(
-    blocks: impl Iterator<Item = (usize, usize)> + Clone,
+    blocks: &(impl Iterator<Item = (usize, usize)> + Clone),
     values: &[T],
     (x, k): (&[f32], usize),
     (tile, place): (&mut Tile<'_, f32>, usize),

@@ -82,7 +82,7 @@ fn linear_is_the_formula_within_its_bound() {
                     let mut y = vec![f32::NAN; m * n];
                     linear(&cpu, w, &x, &mut y, shape);
                     let in_bf16 = kernel_name(&cpu, w, m).contains("bf16xbf16");
-                    let x = if in_bf16 { &rounded } else { &x };
+                    let x = [&x, &rounded][usize::from(in_bf16)];
                     for (at, got) in y.iter().enumerate() {
                         let (wanted, magnitude) = reference(w, &x[at / n * k..][..k], at % n);
                         let tolerance = magnitude * k as f64 * 2f64.powi(-22);

@@ -62,15 +62,17 @@ enum Form {
 }
 
 fn run(_: Avx512Vbmi2, gemv: &Gemv<'_>, form: Form, tile: Tile<'_, f32>) {
-    // SAFETY: the token is made only after avx512vbmi2 and bmi2 were detected, with all of AVX-512 and VNNI.
-    unsafe {
-        match form {
-            Form::Int8 => gemv.tile::<INT8, 4>(tile),
-            Form::Int4 => gemv.tile::<INT4, 2>(tile),
-            Form::Int4Zero => gemv.tile::<INT4_ZERO, 2>(tile),
-            Form::Int4Small => gemv.tile::<INT4, 1>(tile),
-            Form::Int4SmallZero => gemv.tile::<INT4_ZERO, 1>(tile),
-        }
+    match form {
+        // SAFETY: the token is made only after avx512vbmi2 and bmi2 were detected, with all of AVX-512 and VNNI.
+        Form::Int8 => unsafe { gemv.tile::<INT8, 4>(tile) },
+        // SAFETY: as above.
+        Form::Int4 => unsafe { gemv.tile::<INT4, 2>(tile) },
+        // SAFETY: as above.
+        Form::Int4Zero => unsafe { gemv.tile::<INT4_ZERO, 2>(tile) },
+        // SAFETY: as above.
+        Form::Int4Small => unsafe { gemv.tile::<INT4, 1>(tile) },
+        // SAFETY: as above.
+        Form::Int4SmallZero => unsafe { gemv.tile::<INT4_ZERO, 1>(tile) },
     }
 }
 
@@ -150,16 +152,7 @@ impl Gemv<'_> {
             let (mut scale, mut zero) = ([_mm512_setzero_ps(); R], [_mm512_setzero_ps(); R]);
             for r in 0..R {
                 for s in 0..S {
-                    let at = b * S + s;
-                    let mask = if at < rows[r].steps { rows[r].mask(at) } else { 0 };
-                    w[r][s] = match F {
-                        INT8 => rows[r].int8(at, mask),
-                        INT4 => rows[r].int4(at, mask, 8),
-                        _ => rows[r].int4(at, mask, 0),
-                    };
-                    if F == INT4_ZERO {
-                        kept[r][s] = _mm512_maskz_set1_epi8(mask, 1);
-                    }
+                    (w[r][s], kept[r][s]) = rows[r].decoded::<F>(b * S + s);
                 }
                 rows[r].fetch_ahead::<F, S>(b, R);
                 if F != INT8 {
@@ -171,15 +164,9 @@ impl Gemv<'_> {
                 let x_scale = _mm512_set1_ps(x[m].scale[b]);
                 let surplus = load_i32(&x[m].surplus[b]);
                 for r in 0..R {
-                    let whole = _mm512_cvtepi32_ps(products::<S>(&w[r], steps, surplus));
-                    let factor = if F == INT8 { x_scale } else { _mm512_mul_ps(x_scale, scale[r]) };
-                    sums[r][m] = _mm512_fmadd_ps(whole, factor, sums[r][m]);
-                    if F == INT4_ZERO {
-                        let none = _mm512_setzero_si512();
-                        let whole = _mm512_cvtepi32_ps(products::<S>(&kept[r], steps, none));
-                        let factor = _mm512_mul_ps(x_scale, zero[r]);
-                        sums[r][m] = _mm512_fmadd_ps(whole, factor, sums[r][m]);
-                    }
+                    let factors = (x_scale, scale[r], zero[r]);
+                    let w = (&w[r], &kept[r]);
+                    sums[r][m] = added::<F, S>(sums[r][m], w, steps, surplus, factors);
                 }
             }
         }
@@ -191,6 +178,26 @@ impl Gemv<'_> {
         }
         dots
     }
+}
+
+/// `sum` and the products of a block: codes times tokens by their scales, and with `INT4_ZERO` the zeros of those that are stored.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn added<const F: u8, const S: usize>(
+    sum: __m512,
+    (w, kept): (&[__m512i; S], &[__m512i; S]),
+    x: &[[[i8; 64]; 2]],
+    surplus: __m512i,
+    (x_scale, scale, zero): (__m512, __m512, __m512),
+) -> __m512 {
+    let whole = _mm512_cvtepi32_ps(products::<S>(w, x, surplus));
+    let factor = if F == INT8 { x_scale } else { _mm512_mul_ps(x_scale, scale) };
+    let sum = _mm512_fmadd_ps(whole, factor, sum);
+    if F != INT4_ZERO {
+        return sum;
+    }
+    let whole = _mm512_cvtepi32_ps(products::<S>(kept, x, _mm512_setzero_si512()));
+    _mm512_fmadd_ps(whole, _mm512_mul_ps(x_scale, zero), sum)
 }
 
 /// `Σ w · (256 · high + low) + surplus` of S steps, in sixteen lanes.
@@ -276,6 +283,20 @@ impl<'a> Row<'a> {
     #[target_feature(enable = "bmi2")]
     fn mask(&self, step: usize) -> u64 {
         mask(codes_at(self.codes, step))
+    }
+
+    /// The codes of 64 columns, and with `INT4_ZERO` a 1 where one is stored.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,bmi2")]
+    fn decoded<const F: u8>(&self, step: usize) -> (__m512i, __m512i) {
+        let mask = if step < self.steps { self.mask(step) } else { 0 };
+        let w = match F {
+            INT8 => self.int8(step, mask),
+            INT4 => self.int4(step, mask, 8),
+            _ => self.int4(step, mask, 0),
+        };
+        let ones = if F == INT4_ZERO { mask } else { 0 };
+        (w, _mm512_maskz_set1_epi8(ones, 1))
     }
 
     /// `q + 128` of 64 columns, 128 where none is stored.

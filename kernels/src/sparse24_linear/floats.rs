@@ -126,18 +126,16 @@ impl Gemv<'_> {
                 let wide = match stored[r][32 * step..].first_chunk::<32>() {
                     Some(stored) => {
                         let next = stored.as_ptr().wrapping_add(R * half).cast::<u8>();
-                        (0..size_of_val(stored)).step_by(64).for_each(|line| {
-                            prefetch(next.wrapping_add(line));
-                        });
+                        let lines = (0..size_of_val(stored)).step_by(64);
+                        lines.for_each(|line| prefetch(next.wrapping_add(line)));
                         spread(stored, bits)
                     }
                     None => spread(&padded(&stored[r][32 * step..]), bits),
                 };
                 for m in 0..M {
-                    for i in 0..4 {
-                        let x = load_f32(&x[m][4 * step + i]);
-                        sums[r][m] = _mm512_fmadd_ps(wide[i], x, sums[r][m]);
-                    }
+                    let x = x[m][4 * step..].iter().zip(&wide);
+                    let add = |sum, (x, w): (&_, &_)| _mm512_fmadd_ps(*w, load_f32(x), sum);
+                    sums[r][m] = x.take(4).fold(sums[r][m], add);
                 }
             }
         }

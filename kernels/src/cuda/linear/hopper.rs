@@ -118,8 +118,8 @@ impl HopperTiling {
                 let stages = if m <= 16 { 12 } else { 7 };
                 HopperTiling { warpgroups: 1, stages, blocks: 2, ..plain }
             }
-            ..=64 => HopperTiling { split, ..plain },
-            ..=128 => {
+            _ if m <= 64 => HopperTiling { split, ..plain },
+            _ if m <= 128 => {
                 let stages = if layout.both8 { 6 } else { 4 };
                 HopperTiling { split, stages, ..plain }
             }
@@ -227,7 +227,7 @@ impl Linear {
             &[
                 x_map.into(),
                 w_map.into(),
-                table.into(),
+                table,
                 w.into(),
                 params.into(),
                 row_scale.into(),

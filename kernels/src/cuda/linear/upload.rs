@@ -108,13 +108,13 @@ fn upload_codes4(
             all.zeros.extend(padded(zero, groups, padded_groups));
         }
     }
-    pack_codes4(device, &raw, all, (n, k, k_padded), (group, rows))
+    pack_codes4(device, &raw, &all, (n, k, k_padded), (group, rows))
 }
 
 fn pack_codes4(
     device: &Device,
     raw: &Buffer<u8>,
-    all: Gathered,
+    all: &Gathered,
     (n, k, k_padded): Sizes,
     (group, rows): (usize, Rows),
 ) -> CudaResult<Data> {
