@@ -39,13 +39,15 @@ impl Tiling {
             params: 64,
         };
         let tiling = match bits {
-            4 if wide => Tiling { row_tiles: 2, k_warps: 4, stages: 2, ..plain },
             4 if k >= 8192 => Tiling { row_tiles: 2, ..plain },
+            4 if n >= 5120 => Tiling { row_tiles: 2, stages: 2, ..plain },
             4 => Tiling { row_tiles: 2, k_warps: 16, unroll: 2, stages: 2, ..plain },
             8 if n >= 5120 => Tiling { k_warps: 4, blocks: 3, ..plain },
             _ => Tiling { blocks: 2, ..plain },
         };
-        if m <= 4 && tiling.shared(bits, m, k) <= SHARED {
+        // In wide int4 layers blocks that share x in stages are faster even for one token.
+        let whole = bits != 4 || !wide;
+        if m <= 4 && whole && tiling.shared(bits, m, k) <= SHARED {
             return tiling;
         }
         // More tokens, or too long a row to keep whole: x comes in stages and several row warps share it.

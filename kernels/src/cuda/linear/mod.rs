@@ -6,7 +6,7 @@
 //! 8 bits by 8 bits as they are; elsewhere through cuBLASLt, weight-only formats after one pass to bf16.
 //! Error against the formula in f64 with x as rounded to bf16 or to its codes: 4 bits up to 16 tokens (8 from 12288 rows on), int8, e4m3 and bf16: K · 2⁻²² · Σ|x·w| and
 //! the result's own rounding, 2⁻⁹ · |y| in bf16; 4 bits with more tokens: also 2⁻⁷ · Σ|x·w| (scale, zero and W are rounded to
-//! bf16); e4m3 by e4m3: 2⁻¹¹ · Σ|x·w| (Hopper adds such products with 14 bits).
+//! bf16); e4m3 by e4m3: 2⁻¹⁰ · Σ|x·w| (Hopper adds such products with 14 bits).
 //! Source: the order of int4 fragments follows Frantar et al. 2024 (arXiv 2408.11743); the code is our own.
 
 mod choose;
