@@ -53,6 +53,7 @@ impl Tiling {
         // More tokens, or too long a row to keep whole: x comes in stages and several row warps share it.
         let shared = Tiling { row_warps: 2, k_warps: 4, ..plain };
         match m {
+            ..=8 if bits == 4 && wide && k <= 4096 => Tiling { row_tiles: 2, stages: 2, ..shared },
             ..=16 if bits == 4 && wide => {
                 let k_warps = if k > 4096 { 8 } else { 4 };
                 Tiling { row_tiles: 2, k_warps, unroll: 2, ..shared }
