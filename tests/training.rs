@@ -8,7 +8,6 @@ use std::sync::Arc;
 use aolab::data::texts;
 use aolab::kernels::Cpu;
 use aolab::model::Model;
-use aolab::table::Cell;
 use aolab::training::nvfp4::{NVFP4Rule, NVFP4TrainingConfig};
 use aolab::training::optim::{AdamConfig, OptimizerConfig, StateBits};
 use aolab::training::qat::{LoraConfig, QatConfig, QatRule};
@@ -135,20 +134,19 @@ fn training_lowers_the_loss_and_the_model_is_what_was_evaluated() {
 #[test]
 fn a_teacher_asks_nothing_of_its_equal_and_brings_a_quantized_model_back() {
     let model = tiny();
-    let config = TrainConfig { distill: 1.0, steps: 12, lr: 2e-4, ..config() };
+    let config = TrainConfig { distill: 1.0, steps: 12, lr: 1e-4, ..config() };
     let cpu = Cpu::new(Some(2));
     let mut equal = trainer(&model, config.clone(), Arc::new(Plain));
     let point = equal.step(&cpu).expect("a step");
     assert!(point.loss.abs() < 1e-6 && point.gradient_norm < 1e-5, "{point:?}");
     let mut taught = trainer(&model, config, rule("int2", false, false));
+    taught.hold_out(corpus(&model), 16).expect("long enough");
+    let loss = |trainer: &Trainer| trainer.evaluate(&cpu).expect("a loss").expect("held out");
+    let rounded = loss(&taught);
     assert_eq!(run(&mut taught, 2, &RunOptions::default(), 99), Ended::Done);
-    let table = taught.table().expect("a table");
-    let loss = |row: &Vec<Cell>| match row[1] {
-        Cell::Float(loss) => loss,
-        ref other => panic!("a loss, got {other:?}"),
-    };
-    let (first, last) = (loss(&table.rows()[0]), loss(&table.rows()[table.len() - 1]));
-    assert!(last < 0.8 * first, "the distance falls: {first} to {last}");
+    let trained = loss(&taught);
+    // Two bits cost half a nat; some of it comes back in a dozen steps.
+    assert!(trained < rounded - 0.01, "{rounded} as rounded, {trained} as trained");
 }
 
 #[test]
