@@ -1,6 +1,7 @@
 //! Data-parallel training over a loopback group: the curve of one rank, and words for what goes wrong.
 
 #![allow(clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "a rank is a thread here")]
 
 use std::net::TcpListener;
 use std::sync::Arc;

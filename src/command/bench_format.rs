@@ -151,6 +151,7 @@ impl Format {
     }
 
     /// A random weight of this format.
+    #[expect(clippy::too_many_lines, reason = "a line a format")]
     pub(super) fn weight(
         self,
         cpu: &Cpu,

@@ -39,6 +39,9 @@ pub struct Flat {
     pub tensors: Vec<(String, Tensor, Option<&'static str>)>,
 }
 
+/// Gives config.json's `quantization_config`, of what a layout says of each module and of the linear layers left alone.
+pub type WriteConfig = fn(&[(String, Json)], &[String]) -> Result<Json>;
+
 /// How another program keeps quantized weights in a folder.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
@@ -46,8 +49,8 @@ pub struct Layout {
     pub separator: &'static str,
     /// Takes a weight apart.
     pub flatten: fn(&dyn Weight) -> Result<Flat>,
-    /// config.json's `quantization_config`, of what the layout says of each module and of the linear layers left alone.
-    pub config: fn(&[(String, Json)], &[String]) -> Result<Json>,
+    /// Writes config.json's `quantization_config`.
+    pub config: WriteConfig,
     /// Whether what is said of a weight goes into the metadata of the safetensors file.
     pub in_metadata: bool,
 }

@@ -121,7 +121,7 @@ impl DeviceForm<'_> {
             (
                 DeviceForm::Table4 { group_size: a, table: s, .. },
                 DeviceForm::Table4 { group_size: b, table: t, .. },
-            ) => a == b && s == t,
+            ) => a == b && s.map(f32::to_bits) == t.map(f32::to_bits),
             _ => std::mem::discriminant(self) == std::mem::discriminant(other),
         }
     }
@@ -199,7 +199,7 @@ pub(crate) fn packed_form(
             DeviceForm::Float8Int4 { q, scale, group_size, bf16 }
         }
         Values::Integers { .. } => {
-            let exact = zero.iter().all(|v| bf16::from_f32(*v).to_f32() == *v);
+            let exact = zero.iter().all(|v| bf16::from_f32(*v).to_f32().to_bits() == v.to_bits());
             let zero = if zero.is_empty() { vec![0.0; scale.len()] } else { zero };
             DeviceForm::Int4 {
                 q: q.into(),
@@ -256,7 +256,7 @@ pub(crate) fn float_form(
     for (code, to) in (0_u8..).zip(&mut table) {
         *to = Element::E2m1.decode(code);
     }
-    let bf16 = scale.iter().all(|v| bf16::from_f32(*v).to_f32() == *v);
+    let bf16 = scale.iter().all(|v| bf16::from_f32(*v).to_f32().to_bits() == v.to_bits());
     Some(DeviceForm::Table4 { q, table, scale, group_size, bf16 })
 }
 

@@ -75,6 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::float_cmp, reason = "ends are given, not computed")]
     fn cubic_is_the_formula_and_stays_at_its_ends() {
         let schedule =
             CubicSchedule { target: 0.8, start: 5, every: 2, steps: 10, ..Default::default() };

@@ -57,7 +57,7 @@ pub(super) fn smoothquant(checks: &mut Checks) -> Result<()> {
         let alpha: f64 = word.parse().map_err(|_| unknown(&prefix))?;
         let name = format!("{prefix}.smoothing_factor");
         let got = vector(smoothing_factor(&x_abs_max, &w_abs_max, Some(alpha)))?;
-        let whole = alpha == 0.0 || alpha == 1.0;
+        let whole = alpha.fract() == 0.0;
         let near = of_each(&checks.golden(&name)?, POWERS, 0.0);
         checks.near(name, &got, if whole { &Allowed::Nothing } else { &near })?;
     }

@@ -31,10 +31,11 @@ pub(super) fn timeline(
         };
         let (start, end) = (start * count(room), end * count(room));
         let first = whole(start).min(room - 1);
-        for cell in first..=whole(end).min(room - 1) {
+        let last = whole(end).min(room - 1);
+        for (cell, busy) in busy[span.row].iter_mut().enumerate().take(last + 1).skip(first) {
             let inside = end.min(count(cell + 1)) - start.max(count(cell));
             // What is short leaves a trace.
-            busy[span.row][cell] += inside.max(1e-6);
+            *busy += inside.max(1e-6);
         }
     }
     let mut out = pen.dim_lines(&chart.x.label, columns);

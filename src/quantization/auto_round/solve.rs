@@ -139,15 +139,10 @@ impl Work<'_> {
                     let over = shifted[at] - rounded[at];
                     if over.abs() <= step {
                         learned.v[at] = (learned.v[at] - lr * sign(gradient[at])).clamp(-0.5, 0.5);
-                        // A wider step moves a rounded value by what it was rounded up, in steps.
-                        let widened = if step > 0.0 { -over / step } else { 0.0 };
-                        of_alpha += gradient[at] * widened;
-                        of_beta += gradient[at] * widened;
-                    } else if over > 0.0 {
-                        of_alpha += gradient[at];
-                    } else {
-                        of_beta -= gradient[at];
                     }
+                    let (alpha, beta) = shares(over, step);
+                    of_alpha += gradient[at] * alpha;
+                    of_beta += gradient[at] * beta;
                 }
                 let at = row * groups + group;
                 let moved = |share: f32, by: f32| (share - lr * sign(by)).clamp(LEAST_SHARE, 1.0);
@@ -172,4 +167,14 @@ fn sign(x: f32) -> f32 {
     } else {
         0.0
     }
+}
+
+/// How a value moves with the upper and with the lower share of its range, where it lies `over` above its grid point. A wider
+/// step moves a rounded value by what it was rounded up, in steps; one that was cut off moves with its own end.
+fn shares(over: f32, step: f32) -> (f32, f32) {
+    if over.abs() <= step {
+        let widened = if step > 0.0 { -over / step } else { 0.0 };
+        return (widened, widened);
+    }
+    if over > 0.0 { (1.0, 0.0) } else { (0.0, -1.0) }
 }

@@ -26,6 +26,7 @@ fn arguments(bits: u32, kind: &str, strategy: &str, dynamic: bool) -> Json {
     })
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is put into what is returned")]
 fn scheme(format: &str, weights: Json, activations: Json) -> Json {
     json!({ "format": format, "weights": weights, "input_activations": activations })
 }

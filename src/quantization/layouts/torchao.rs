@@ -34,6 +34,7 @@ fn enumeration(kind: &str, value: &str) -> Json {
     json!({ "_type": kind, "_data": value })
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is put into what is returned")]
 fn class(name: &str, data: Json, tensors: Vec<(&str, Tensor)>) -> Flat {
     let names: Vec<&str> = tensors.iter().map(|(name, _)| *name).collect();
     flat(json!({ "_type": name, "_data": data, "_tensor_data_names": names }), tensors)

@@ -138,11 +138,12 @@ impl Places<'_> {
                 usize::try_from(range[0]).unwrap_or(0)..usize::try_from(range[1]).unwrap_or(0);
             for col in &self.col[range] {
                 let left = usize::try_from(*col).unwrap_or(0) * b;
-                for k in left..left + b {
-                    values.extend((row * b..(row + 1) * b).map(|n| {
-                        if self.mask.keeps(n, k) { dense[n * self.k + k] } else { T::default() }
-                    }));
-                }
+                let places =
+                    (left..left + b).flat_map(|k| (row * b..(row + 1) * b).map(move |n| (n, k)));
+                values.extend(places.map(|(n, k)| match self.mask.keeps(n, k) {
+                    true => dense[n * self.k + k],
+                    false => T::default(),
+                }));
             }
         }
         Tensor::new(values, &[self.col.len(), b, b])
@@ -233,12 +234,11 @@ impl Weight for BlockSparseWeight {
             for (at, left) in self.blocks(n / b)? {
                 for (j, out) in out[left..left + b].iter_mut().enumerate() {
                     let place = at * b * b + j * b + n % b;
+                    let scale = scale.map_or(1.0, |scale| scale[n]);
                     *out = match kind {
                         Values::F32(v) => v[place],
                         Values::Bf16(v) => v[place].to_f32(),
-                        Values::Int8 { q, .. } => {
-                            f32::from(q[place]) * scale.map_or(1.0, |scale| scale[n])
-                        }
+                        Values::Int8 { q, .. } => f32::from(q[place]) * scale,
                     };
                 }
             }

@@ -101,24 +101,17 @@ impl Work<'_> {
                     if let Pattern::NOfM { n, m } = pattern
                         && j % m == 0
                     {
-                        let places = start + j..start + j + m;
-                        let scores: Vec<f32> = places
-                            .clone()
-                            .map(|at| score(w[at - start], u[at * (k + 1)]))
-                            .collect();
-                        for (at, gone) in lowest(&scores, m - n).into_iter().enumerate() {
-                            keep[j + at] = f32::from(u8::from(!gone));
-                        }
+                        let scores = (j..j + m).map(|j| score(w[j], u[(start + j) * (k + 1)]));
+                        let gone = lowest(&scores.collect::<Vec<f32>>(), m - n);
+                        let stays = gone.into_iter().map(|gone| f32::from(u8::from(!gone)));
+                        keep[j..].iter_mut().zip(stays).for_each(|(keep, stays)| *keep = stays);
                     }
                     let u = &u[(start + j) * k + start..][..wide];
-                    let stays = if keep[j] == 0.0 { 0.0 } else { w[j] };
+                    let stays = kept(w[j], keep[j]);
                     let error = (w[j] - stays) / u[j];
                     w[j] = stays;
                     errors[j] = error;
-                    if error != 0.0 {
-                        let behind = w[j + 1..].iter_mut().zip(&u[j + 1..]);
-                        behind.for_each(|(w, u)| *w -= error * u);
-                    }
+                    spread(error, &mut w[j + 1..], &u[j + 1..]);
                 }
             }
         });
@@ -156,4 +149,16 @@ impl Work<'_> {
 
 fn score(w: f32, u: f32) -> f32 {
     (w / u) * (w / u)
+}
+
+/// `w`, or 0 where the mask is 0.
+fn kept(w: f32, keep: f32) -> f32 {
+    if keep == 0.0 { 0.0 } else { w }
+}
+
+/// Takes an error out of the columns behind it.
+fn spread(error: f32, behind: &mut [f32], u: &[f32]) {
+    if error != 0.0 {
+        behind.iter_mut().zip(u).for_each(|(w, u)| *w -= error * u);
+    }
 }
