@@ -49,7 +49,7 @@ use crate::kernels::Cpu;
 use crate::model::{DenseWeight, Mask, Pattern, Weight};
 use crate::quantization::Recipe;
 
-/// `weight` with the zeros of `mask`, in the most compact format that multiplies as fast or faster.
+/// `weight` with the zeros of `mask`, in the most compact format that there is for the pattern.
 pub fn sparse_weight(
     weight: Arc<dyn Weight>,
     mask: Mask,
