@@ -92,7 +92,7 @@ impl Rival for TorchLinear {
                 x.f_internal_weight_int4pack_mm_for_cpu(packed, *group_size, scales)
             }
         });
-        std::hint::black_box(y.map_err(wrong)?);
+        let _ = std::hint::black_box(y.map_err(wrong)?);
         Ok(())
     }
 }

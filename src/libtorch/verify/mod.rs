@@ -18,7 +18,7 @@ use crate::rng::Rng;
 use crate::table::{Cell, Table};
 
 /// Told how many of the topics are done; `false` stops.
-pub type Progress<'a> = dyn FnMut(usize, usize) -> bool + 'a;
+pub(crate) type Progress<'a> = dyn FnMut(usize, usize) -> bool + 'a;
 
 /// The same function on both sides, over many cases.
 pub(super) struct Check {
