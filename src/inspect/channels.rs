@@ -181,7 +181,6 @@ mod tests {
     use super::*;
 
     #[test]
-    #[expect(clippy::float_cmp, reason = "kept, not computed")]
     fn the_largest_of_each_channel_is_kept_and_outliers_come_first() {
         let mut watch = Watch { rows: 2, layers: Vec::new() };
         watch.linear_input(0, "mlp.up_proj", &[1.0, -1.0, 2.0, 1.0, 0.5, 1.5, -20.0, 1.0]);
@@ -189,7 +188,7 @@ mod tests {
         watch.linear_input(0, "mlp.up_proj", &[0.0, 0.0, 0.0, 90.0]);
         watch.linear_input(1, "mlp.up_proj", &[1.0, 1.0, 1.0, 1.0]);
         let found = Channels { model: "m".into(), layers: watch.layers, tokens: 3 };
-        assert_eq!(found.layers[0].max, [1.0, 1.5, 20.0, 90.0]);
+        assert_eq!(found.layers[0].max.as_slice(), [1.0, 1.5, 20.0, 90.0].as_slice());
         assert!((found.layers[0].median() - 20.0).abs() < 1e-6);
         assert_eq!(found.layers[0].outliers(), Vec::<usize>::new());
         let odd = LayerChannels { layer: String::new(), max: vec![1.0, 1.5, 20.0, 90.0, 1.0] };

@@ -40,7 +40,7 @@ pub struct Flat {
 }
 
 /// Gives config.json's `quantization_config`, of what a layout says of each module and of the linear layers left alone.
-pub type WriteConfig = fn(&[(String, Json)], &[String]) -> Result<Json>;
+pub(crate) type WriteConfig = fn(&[(String, Json)], &[String]) -> Result<Json>;
 
 /// How another program keeps quantized weights in a folder.
 #[derive(Clone, Copy, Debug)]

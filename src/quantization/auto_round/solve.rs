@@ -137,9 +137,10 @@ impl Work<'_> {
                 let (mut of_alpha, mut of_beta) = (0.0_f32, 0.0_f32);
                 for at in row * k + group * size..row * k + (group + 1) * size {
                     let over = shifted[at] - rounded[at];
-                    if over.abs() <= step {
-                        learned.v[at] = (learned.v[at] - lr * sign(gradient[at])).clamp(-0.5, 0.5);
-                    }
+                    // What was cut off does not move.
+                    let inside = f32::from(u8::from(over.abs() <= step));
+                    let v = learned.v[at] - inside * lr * sign(gradient[at]);
+                    learned.v[at] = v.clamp(-0.5, 0.5);
                     let (alpha, beta) = shares(over, step);
                     of_alpha += gradient[at] * alpha;
                     of_beta += gradient[at] * beta;

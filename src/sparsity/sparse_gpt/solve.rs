@@ -98,14 +98,7 @@ impl Work<'_> {
                 let (w, rest) = row.split_at_mut(wide);
                 let (keep, errors) = rest.split_at_mut(wide);
                 for j in 0..wide {
-                    if let Pattern::NOfM { n, m } = pattern
-                        && j % m == 0
-                    {
-                        let scores = (j..j + m).map(|j| score(w[j], u[(start + j) * (k + 1)]));
-                        let gone = lowest(&scores.collect::<Vec<f32>>(), m - n);
-                        let stays = gone.into_iter().map(|gone| f32::from(u8::from(!gone)));
-                        keep[j..].iter_mut().zip(stays).for_each(|(keep, stays)| *keep = stays);
-                    }
+                    decide(pattern, j, w, keep, |j| u[(start + j) * (k + 1)]);
                     let u = &u[(start + j) * k + start..][..wide];
                     let stays = kept(w[j], keep[j]);
                     let error = (w[j] - stays) / u[j];
@@ -149,6 +142,23 @@ impl Work<'_> {
 
 fn score(w: f32, u: f32) -> f32 {
     (w / u) * (w / u)
+}
+
+/// Where column `j` begins M columns of an N:M pattern, chooses those that stay: 1 in `keep`, the others 0.
+fn decide(
+    pattern: Pattern,
+    j: usize,
+    w: &[f32],
+    keep: &mut [f32],
+    diagonal: impl Fn(usize) -> f32,
+) {
+    let Pattern::NOfM { n, m } = pattern else { return };
+    if j.is_multiple_of(m) {
+        let scores: Vec<f32> = (j..j + m).map(|j| score(w[j], diagonal(j))).collect();
+        for (keep, gone) in keep[j..].iter_mut().zip(lowest(&scores, m - n)) {
+            *keep = f32::from(u8::from(!gone));
+        }
+    }
 }
 
 /// `w`, or 0 where the mask is 0.
