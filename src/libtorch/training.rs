@@ -86,29 +86,37 @@ fn adamw(
     let _ = p.addcdiv_(&(&*m * (-lr / (1.0 - b1.powi(time)))), &denominator);
 }
 
-/// The value of `quantized`, the gradient of `x`.
-fn straight_through(x: &Tensor, quantized: Tensor) -> Tensor {
-    x + (quantized - x).detach()
+/// The value of the quantized numbers, the gradient of `x` where its code was not clamped.
+fn straight_through(x: &Tensor, (quantized, holds): (Tensor, Tensor)) -> Tensor {
+    let through = x * holds.to_kind(Kind::Float);
+    &through + (quantized - &through).detach()
+}
+
+/// Where a code lies within its range.
+fn within(codes: &Tensor, low: f64, high: f64) -> Tensor {
+    codes.ge(low).logical_and(&codes.le(high))
 }
 
 /// Symmetric groups: `scale = 2 · amax / (2ᵇ − 1)`, codes −2ᵇ⁻¹ ..= 2ᵇ⁻¹ − 1.
-fn fake_weight(w: &Tensor, qat: TorchQat) -> Tensor {
+fn fake_weight(w: &Tensor, qat: TorchQat) -> (Tensor, Tensor) {
     let w = w.detach();
     let half = f64::from(1_u32 << (qat.bits - 1));
     let groups = w.reshape([-1, int(qat.group_size)]);
     let amax = groups.abs().amax([1_i64].as_slice(), true);
     let scale = (amax / ((2.0 * half - 1.0) / 2.0)).clamp_min(f64::from(f32::MIN_POSITIVE));
-    let codes = (&groups * scale.reciprocal()).round().clamp(-half, half - 1.0);
-    (codes * scale).reshape(w.size())
+    let codes = (&groups * scale.reciprocal()).round();
+    let holds = within(&codes, -half, half - 1.0).reshape(w.size());
+    ((codes.clamp(-half, half - 1.0) * scale).reshape(w.size()), holds)
 }
 
 /// Asymmetric int8 a row, the range widened to hold zero.
-fn fake_int8(x: &Tensor) -> Tensor {
+fn fake_int8(x: &Tensor) -> (Tensor, Tensor) {
     let x = x.detach();
     let low = x.amin([-1_i64].as_slice(), true).clamp_max(0.0);
     let high = x.amax([-1_i64].as_slice(), true).clamp_min(0.0);
     let scale = ((high - &low) / 255.0).clamp_min(f64::from(f32::MIN_POSITIVE));
     let zero = ((low / &scale).round() * -1.0 - 128.0).clamp(-128.0, 127.0);
-    let codes = ((&x * scale.reciprocal()).round() + &zero).clamp(-128.0, 127.0);
-    (codes - zero) * scale
+    let codes = (&x * scale.reciprocal()).round() + &zero;
+    let holds = within(&codes, -128.0, 127.0);
+    ((codes.clamp(-128.0, 127.0) - zero) * scale, holds)
 }

@@ -85,7 +85,7 @@ fn attention(cpu: &Cpu, rng: &mut Rng) -> Result<Check> {
     let mut check = Check::new("attention", "scaled_dot_product_attention", SUMS);
     for kind in ["normal", "zeros", "ties"] {
         for (batch, m, heads, kv_heads, head_dim) in
-            [(1, 2, 1, 1, 8), (2, 7, 4, 2, 16), (1, 33, 6, 3, 32), (1, 70, 4, 1, 64)]
+            [(2, 7, 4, 2, 16), (1, 33, 6, 3, 32), (1, 70, 4, 1, 64)]
         {
             let scale = 1.0 / f64::from(u32::try_from(head_dim).unwrap_or(1)).sqrt();
             let shape = Sequences { batch, m, heads, kv_heads, head_dim, window: None, scale };
