@@ -11,6 +11,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512f;
 
 #[cfg(test)]
 mod tests;
@@ -170,18 +172,37 @@ fn by_values<const B: usize>(
     x: (&[f32], usize),
     tile: &mut Tile<'_, f32>,
 ) {
+    #[cfg(target_arch = "x86_64")]
+    let avx512 = match isa {
+        Isa::Avx512(isa) => Some(isa),
+        Isa::Avx512Vnni(isa) => Some(isa.avx512()),
+        _ => None,
+    };
+    #[cfg(target_arch = "x86_64")]
+    if let Some(isa) = avx512 {
+        match w.values {
+            Values::F32(v) => avx512f::rows(isa, w, v, x, tile),
+            Values::Bf16(v) => avx512f::rows(isa, w, v, x, tile),
+            Values::Int8 { q, .. } => avx512f::rows(isa, w, q, x, tile),
+        }
+        return scaled(w, tile);
+    }
     match w.values {
         Values::F32(v) => wide(isa, || rows::<f32, B>(w, v, x, tile, |v| v)),
         Values::Bf16(v) => wide(isa, || {
             rows::<bf16, B>(w, v, x, tile, |v| f32::from_bits(u32::from(v.to_bits()) << 16));
         }),
-        Values::Int8 { q, scale } => wide(isa, || {
-            rows::<i8, B>(w, q, x, tile, f32::from);
-            let first = tile.cols();
-            for m in 0..tile.rows().len() {
-                tile.row(m).iter_mut().zip(&scale[first.clone()]).for_each(|(y, s)| *y *= s);
-            }
-        }),
+        Values::Int8 { q, .. } => wide(isa, || rows::<i8, B>(w, q, x, tile, f32::from)),
+    }
+    scaled(w, tile);
+}
+
+/// Puts the scales of int8 rows on their sums.
+fn scaled(w: Weight<'_>, tile: &mut Tile<'_, f32>) {
+    let Values::Int8 { scale, .. } = w.values else { return };
+    let scale = &scale[tile.cols()];
+    for m in 0..tile.rows().len() {
+        tile.row(m).iter_mut().zip(scale).for_each(|(y, s)| *y *= s);
     }
 }
 
