@@ -42,6 +42,9 @@ impl Work {
     }
 }
 
+/// Bytes and products are not times.
+const BOUND: &str = "that is a bound: `bench linear` times what is reached on this machine";
+
 impl Gain {
     /// In words, with a warning where nothing can be gained.
     pub fn words(self) -> String {
@@ -50,9 +53,9 @@ impl Gain {
             "at most {one_token:.2} × as fast with one token (bytes), {many_tokens:.2} × with {MANY} (products)"
         );
         match (one_token > 1.02, many_tokens > 1.02) {
-            (true, true) => both,
+            (true, true) => format!("{both}; {BOUND}"),
             (true, false) => format!(
-                "{both}; prompts gain nothing here: the processor multiplies these zeros too"
+                "{both}; prompts gain nothing here: the processor multiplies these zeros too; {BOUND}"
             ),
             _ => format!(
                 "warning: {both}; these zeros can only lose: they save neither bytes nor products. \
