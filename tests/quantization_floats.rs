@@ -493,8 +493,11 @@ fn wrong_configurations_are_refused_in_words() {
         json!({ "mm_config": { "_type": "MMConfig", "_data": {} } }),
         "Float8MMConfig",
     );
-    let without = recipe(still, json!({})).check((16, 16)).expect_err("no scale").to_string();
-    assert!(without.contains("act_quant_scale is missing"), "{without}");
+    let dense = DenseWeight::new(Tensor::new(vec![1.0_f32; 256], &[16, 16]).expect("a shape"));
+    let dense = dense.expect("a matrix");
+    let without = recipe(still, json!({})).quantize(&Cpu::new(Some(1)), &dense);
+    let without = without.expect_err("no scale").to_string();
+    assert!(without.contains("looks at a layer's inputs first"), "{without}");
     nonsense(still, 1, json!({ "act_quant_scale": -1.0 }), "positive");
     nonsense(still, 1, json!({ "act_quant_scale": 1.0, "step": "prepare" }), "no steps");
     nonsense("MXWeightOnlyConfig", 1, json!({ "block_size": 16 }), "blocks of 32");

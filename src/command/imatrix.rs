@@ -9,9 +9,9 @@ use crate::quantization::gguf::importance_matrix;
 use crate::session::Session;
 use crate::value::{Kind, Value};
 
-/// Write llama.cpp's importance matrix of a model: how large the inputs of every column are on a text.
+/// Write how large the inputs of every column are, for llama.cpp's quantizer and ours.
 ///
-/// `quantize gguf --imatrix FILE` and llama.cpp's own quantizer read it. The name's ending says the form: .dat is the older one.
+/// The model reads a text; the file is llama.cpp's importance matrix. `quantize gguf --imatrix FILE` and llama.cpp's own quantizer read it. The name's ending says the form: .dat is the older one.
 #[derive(Debug, clap::Args)]
 pub(super) struct Imatrix {
     /// The file: NAME.gguf or NAME.dat

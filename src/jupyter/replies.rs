@@ -158,7 +158,7 @@ mod tests {
             ("load tiny", Status::Complete),
             ("load tiny |", Status::Incomplete),
             ("echo 'a", Status::Incomplete),
-            ("= 3", Status::Invalid),
+            ("| size", Status::Invalid),
         ];
         for (code, wanted) in cases {
             assert_eq!(is_complete(code).status, wanted, "{code}");

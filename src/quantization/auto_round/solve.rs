@@ -116,7 +116,7 @@ impl Work<'_> {
         let errors: Vec<f32> = rounded.iter().zip(&self.w).map(|(q, w)| q - w).collect();
         let mut gradient = vec![0.0; n * k];
         // H is symmetric: its rows are its columns.
-        dense_linear::f32(self.cpu, &errors, self.h, &mut gradient, Shape { m: n, n: k, k });
+        dense_linear::f32(self.cpu, self.h, &errors, &mut gradient, Shape { m: n, n: k, k });
         let products = errors.iter().zip(&gradient).map(|(e, g)| f64::from(*e) * f64::from(*g));
         (products.sum(), gradient)
     }

@@ -258,7 +258,9 @@ impl Theirs<'_> {
             [rows, columns] if rows == n && columns == k && n > 1 => {
                 json!({ "_type": "PerTensor", "_data": {} })
             }
-            [1, columns] if columns == k => json!({ "_type": "PerRow", "_data": { "dim": -1 } }),
+            [1, columns] if columns == k => {
+                json!({ "_type": "PerRow", "_version": 1, "_data": { "dim": -1 } })
+            }
             [1, group] => json!({ "_type": "PerGroup", "_data": { "group_size": group } }),
             block => json!({ "_type": "PerBlock", "_data": { "block_size": block } }),
         }
