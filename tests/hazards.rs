@@ -67,20 +67,20 @@ fn case(
 fn cases() -> Vec<Case> {
     let normal = |_, _, rng: &mut Rng| rng.normal() * 0.1;
     vec![
-        case("normal", (32, 256), normal),
-        case("all zero", (32, 256), |_, _, _| 0.0),
-        case("zero rows and groups", (32, 256), |row, column, rng| {
+        case("normal", (64, 256), normal),
+        case("all zero", (64, 256), |_, _, _| 0.0),
+        case("zero rows and groups", (64, 256), |row, column, rng| {
             if row % 3 == 0 || column < 64 { 0.0 } else { rng.normal() }
         }),
-        case("negative zeros", (32, 256), |_, _, _| -0.0),
-        case("one outlier", (32, 256), |row, column, rng| {
+        case("negative zeros", (64, 256), |_, _, _| -0.0),
+        case("one outlier", (64, 256), |row, column, rng| {
             if (row, column) == (5, 77) { 1000.0 } else { rng.normal() * 0.01 }
         }),
-        case("denormals", (32, 256), |_, _, rng| rng.normal() * 1e-40),
-        case("tiny", (32, 256), |_, _, rng| rng.normal() * 1e-20),
-        case("one value", (32, 256), |_, _, _| 0.3),
-        case("one sign", (32, 256), |_, _, rng| -rng.normal().abs() - 0.01),
-        case("ties", (32, 256), |_, column, _| {
+        case("denormals", (64, 256), |_, _, rng| rng.normal() * 1e-40),
+        case("tiny", (64, 256), |_, _, rng| rng.normal() * 1e-20),
+        case("one value", (64, 256), |_, _, _| 0.3),
+        case("one sign", (64, 256), |_, _, rng| -rng.normal().abs() - 0.01),
+        case("ties", (64, 256), |_, column, _| {
             f32::from(u8::try_from(column % 31).unwrap_or(0)) * 0.5 - 7.5
         }),
         case("one row", (1, 256), normal),
@@ -91,7 +91,7 @@ fn cases() -> Vec<Case> {
         case("N of no tile", (19, 256), normal),
         Case {
             name: "a NaN",
-            shape: (32, 256),
+            shape: (64, 256),
             finite: false,
             value: |row, column, rng| {
                 if (row, column) == (4, 9) { f32::NAN } else { rng.normal() }
@@ -99,7 +99,7 @@ fn cases() -> Vec<Case> {
         },
         Case {
             name: "infinities",
-            shape: (32, 256),
+            shape: (64, 256),
             finite: false,
             value: |row, column, rng| match (row, column) {
                 (4, 9) => f32::INFINITY,

@@ -53,10 +53,15 @@ fn torchaos_own_file_is_read_and_written_back() {
         };
         for (at, (got, wanted)) in values(weight.as_ref()).iter().zip(&wanted).enumerate() {
             let off = (got - wanted).abs();
-            assert!(off <= part * wanted.abs(), "{name}[{at}] is {got}; torchao has {wanted}");
+            let same = off <= part * wanted.abs() || got.is_nan() && wanted.is_nan();
+            assert!(same, "{name}[{at}] is {got}; torchao has {wanted}");
         }
         let layout = Layout::Torchao.of_files().expect("another program's");
-        let again = (layout.flatten)(weight.as_ref()).expect(name);
+        let mut again = (layout.flatten)(weight.as_ref()).expect(name);
+        // Which of its kernels torchao runs is no property of the numbers.
+        if let Some(preference) = meta["_data"].get("kernel_preference") {
+            again.meta["_data"]["kernel_preference"] = preference.clone();
+        }
         // Both orders of scales are read, cuBLAS's is written.
         let swizzles = meta["_data"]["is_swizzled_scales"] != false;
         if swizzles {

@@ -8,7 +8,7 @@ use crate::plot::Theme;
 use crate::session::Session;
 use crate::value::{Kind, Value};
 
-/// Draw how the values of a layer's weight lie, with the grid of the quantized weight over them.
+/// Draw how the values of a layer lie, with the grid of the quantized weight over them.
 ///
 /// A grid belongs to a group: name the model before quantization with `--against`, a row, and the group's columns.
 /// With `--inputs` it is the layer's inputs instead of its weight.

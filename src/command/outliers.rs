@@ -7,7 +7,7 @@ use crate::inspect::channels;
 use crate::session::Session;
 use crate::value::{Kind, Value};
 
-/// Find the input channels that are many times as large as the others, layer by layer.
+/// Find input channels many times as large as the others, layer by layer.
 ///
 /// They are what makes activations hard to quantize, and what smoothquant and spinquant are for.
 /// `--map KIND` gives the channels of one kind of layer, to be drawn with `plot heat-map`.

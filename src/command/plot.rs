@@ -10,7 +10,7 @@ use crate::plot::{PlotConfig, PlotKind, Theme, figure};
 use crate::session::Session;
 use crate::value::{Kind, Value};
 
-/// Draw a table, or a layer's zeros: in the terminal, and by `save NAME.svg` or NAME.png as a file.
+/// Draw a table or a layer's zeros: in the terminal, or by `save NAME.svg` as a file.
 ///
 /// Columns that are not named are chosen: the first texts and the first numbers.
 #[derive(Debug, clap::Args)]

@@ -347,7 +347,9 @@ impl Command for Quantize {
             let cpu = session.cpu();
             report = quantize_with(cpu, &mut model, recipe.as_ref(), &chosen, options)?;
         }
-        if report.quantized() == 0 && !self.skip_incompatible {
+        // A search may find that every layer is best left as it is.
+        let left_as_it_is = label.is_some() && model.linears().iter().any(|(f, l)| chosen(f, l));
+        if report.quantized() == 0 && !self.skip_incompatible && !left_as_it_is {
             return Err(Error::invalid("no linear layer was chosen; `show` lists their names"));
         }
         tell(session, &report, self.filter.as_ref());

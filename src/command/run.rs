@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::session::Session;
 use crate::value::{Kind, Value};
 
-/// Run a script (.ao), the blocks of a Markdown document (.md) or the cells of a notebook (.ipynb) in this session.
+/// Run a script (.ao), a document's blocks (.md) or a notebook's cells (.ipynb).
 ///
 /// In a document the blocks that begin with ```ao run in order. A block ```output after one says what it
 /// must have shown, line by line, each in a line of the output: `…` stands for any words, ~44.3 for a number within 1 % of it, ~44.3±0.5

@@ -60,13 +60,28 @@ fn block_of(scale: &Tensor, (n, k): (usize, usize)) -> Result<[usize; 2]> {
     Ok([n.checked_div(rows).unwrap_or(0), k.checked_div(groups).unwrap_or(0)])
 }
 
+/// The same without the versions that our configurations carry and torchao's files do not.
+fn unversioned(json: Json) -> Json {
+    match json {
+        Json::Object(fields) => Json::Object(
+            fields
+                .into_iter()
+                .filter(|(name, _)| name != "_version")
+                .map(|(name, field)| (name, unversioned(field)))
+                .collect(),
+        ),
+        Json::Array(items) => Json::Array(items.into_iter().map(unversioned).collect()),
+        other => other,
+    }
+}
+
 fn int8(ours: &Ours) -> Result<Flat> {
     let scale = ours.tensor("scale")?.clone();
     let activation = ours.field("act_quant_kwargs");
     let reduce_range = activation["reduce_range"].as_bool().unwrap_or(false);
     let kwargs = match activation {
         Json::Null => Json::Null,
-        data => json!({ "_type": "QuantizeTensorToInt8Kwargs", "_data": data }),
+        data => json!({ "_type": "QuantizeTensorToInt8Kwargs", "_data": unversioned(data) }),
     };
     let data = json!({
         "act_quant_kwargs": kwargs,
@@ -88,7 +103,7 @@ fn float8(ours: &Ours) -> Result<Flat> {
         Json::Null if activation.is_string() => (Json::Null, Json::Null),
         Json::Null => return Err(none_in(NAME, "float8-static-activation-float8-weight")),
         dynamic => {
-            let mut data = dynamic.clone();
+            let mut data = unversioned(dynamic.clone());
             data["mm_config"] = Json::Null;
             data["kernel_preference"] = kernel.clone();
             let mm = json!({ "emulate": false, "use_fast_accum": true, "pad_inner_dim": false });
@@ -259,7 +274,7 @@ impl Theirs<'_> {
                 json!({ "_type": "PerTensor", "_data": {} })
             }
             [1, columns] if columns == k => {
-                json!({ "_type": "PerRow", "_version": 1, "_data": { "dim": -1 } })
+                json!({ "_type": "PerRow", "_data": { "dim": -1 } })
             }
             [1, group] => json!({ "_type": "PerGroup", "_data": { "group_size": group } }),
             block => json!({ "_type": "PerBlock", "_data": { "block_size": block } }),
