@@ -6,7 +6,7 @@
 //! bit for bit where the arithmetic is exact, within a named tolerance where torch's order of additions decides.
 //!
 //! [`golden`] is what `aolab verify golden` shows and what `tests/golden_vectors.rs` asserts. To add a family: a function here that
-//! takes [`Checks`], and a line in [`FAMILIES`].
+//! takes `Checks`, and a line in `FAMILIES`.
 
 mod affine;
 mod calibrated;

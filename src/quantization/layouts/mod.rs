@@ -2,8 +2,8 @@
 //!
 //! A layout holds the same codes and scales under other names, shapes and nibbles; what cannot be told in it one to one is an error.
 //!
-//! - [`torchao`]: the flattened state dict of torchao's safetensors support (I02).
-//! - [`compressed`]: compressed-tensors, which vLLM and llm-compressor read.
+//! - `torchao`: the flattened state dict of torchao's safetensors support (I02).
+//! - `compressed`: compressed-tensors, which vLLM and llm-compressor read.
 
 pub(crate) mod compressed;
 pub(crate) mod torchao;
