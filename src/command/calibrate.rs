@@ -1,13 +1,16 @@
-//! What `quantize` reads for workflows that look at a layer's inputs, and how it goes on after a stop.
+//! How `quantize` and `sparsify` change a model: what is read for recipes that look at a layer's inputs, and how such work
+//! goes on after a stop.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use regex::Regex;
+
 use crate::data::texts;
 use crate::error::{Error, Result};
 use crate::model::{Linear, Model};
-use crate::quantization::calibration::{Sequences, draw};
-use crate::quantization::{Calibration, QuantizeReport, Recipe};
+use crate::quantization::calibration::{Sequences, draw, needs_calibration};
+use crate::quantization::{Calibration, QuantizeOptions, QuantizeReport, Recipe, quantize_with};
 use crate::session::Session;
 
 /// What the model reads.
@@ -77,19 +80,53 @@ impl CalibrationArgs {
     }
 }
 
-/// What is to be done: a recipe, which layers, whether to skip what does not fit, and how all that is told apart from
-/// other work.
-pub(super) type Work<'a> = (Arc<dyn Recipe>, &'a dyn Fn(&str, &Linear) -> bool, bool, String);
+/// What is to be done.
+pub(super) struct Work<'a> {
+    pub(super) recipe: &'a Arc<dyn Recipe>,
+    /// Of `chosen` what can be told apart from other work.
+    pub(super) filter: Option<&'a Regex>,
+    pub(super) chosen: &'a dyn Fn(&str, &Linear) -> bool,
+    pub(super) skip_incompatible: bool,
+    /// In a word, for the bar of work that reads no text.
+    pub(super) doing: &'static str,
+}
+
+/// Does it to `model`; a recipe that looks at inputs reads a text first.
+pub(super) fn apply(
+    session: &mut Session,
+    model: &mut Model,
+    work: &Work<'_>,
+    args: &CalibrationArgs,
+) -> Result<QuantizeReport> {
+    if needs_calibration(model, work.recipe.as_ref()) {
+        let report;
+        (*model, report) = calibrate(session, model, work, args)?;
+        return Ok(report);
+    }
+    args.refuse(work.recipe.name())?;
+    let task = session.task(work.doing);
+    let mut progress = |done, total, _: &str| {
+        task.progress(done, total);
+    };
+    let options = QuantizeOptions {
+        skip_incompatible: work.skip_incompatible,
+        progress: Some(&mut progress),
+        cancelled: Some(&|| task.cancelled()),
+    };
+    quantize_with(session.cpu(), model, work.recipe.as_ref(), work.chosen, options)
+}
 
 /// Calibrates and quantizes `model`. Work that was stopped goes on where the same is asked for again.
-pub(super) fn calibrate(
+fn calibrate(
     session: &mut Session,
     model: &Model,
-    (recipe, filter, skip, marks): Work<'_>,
+    asked: &Work<'_>,
     args: &CalibrationArgs,
 ) -> Result<(Model, QuantizeReport)> {
     let (wanted, text) = args.wanted(session, model);
-    let key = format!("{} {marks} {wanted:?} {}", recipe.config_to_dict(), text.display());
+    let (filter, skip) = (asked.filter.map(Regex::as_str), asked.skip_incompatible);
+    let recipe = asked.recipe.config_to_dict();
+    let key = format!("{recipe} {filter:?} {skip} {wanted:?} {}", text.display());
     let paused = session.paused.take().filter(|(old, work)| *old == key && work.is_of(model));
     let mut work = match paused {
         Some((_, work)) => {
@@ -99,7 +136,7 @@ pub(super) fn calibrate(
         }
         None => {
             let (sequences, ..) = args.draw(session, model)?;
-            Calibration::new(model, recipe, filter, skip, &sequences)?
+            Calibration::new(model, Arc::clone(asked.recipe), asked.chosen, skip, &sequences)?
         }
     };
     let task = session.task("calibrating");

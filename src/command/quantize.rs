@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use regex::Regex;
 
-use super::calibrate::{CalibrationArgs, calibrate};
+use super::calibrate::{CalibrationArgs, Work, apply};
 use super::mix::{AutoArgs, AutoquantArgs, fastest, mix};
 use super::recipe_words::{AutoRoundArgs, AwqArgs, GptqArgs, RecipeWords, SmoothQuantArgs};
 use super::{Command, Example, Group, Output};
 use crate::error::{Context as _, Error, Result};
 use crate::io::files;
 use crate::model::{Linear, Model, sparse_of};
-use crate::quantization::calibration::needs_calibration;
 use crate::quantization::{
     AutoRoundConfig, AwqConfig, BitNetConfig, CodebookCoreMlWeightOnlyConfig,
     CodebookWeightOnlyConfig, EmbeddingQuantizer, FPXWeightOnlyConfig,
@@ -23,9 +22,9 @@ use crate::quantization::{
     Int8DynamicActivationInt8WeightConfig, Int8DynamicActivationIntxWeightConfig, Int8LutConfig,
     Int8StaticActivationInt8WeightConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig,
     MXDynamicActivationMXWeightConfig, MXWeightOnlyConfig, NF4WeightOnlyConfig,
-    NVFP4DynamicActivationNVFP4WeightConfig, NVFP4WeightOnlyConfig, QuantizeOptions,
-    QuantizeReport, Recipe, SinqConfig, SmoothQuantConfig, TiedEmbeddingQuantizer,
-    UIntXWeightOnlyConfig, config_from_dict, is_linear, quantize_with,
+    NVFP4DynamicActivationNVFP4WeightConfig, NVFP4WeightOnlyConfig, QuantizeReport, Recipe,
+    SinqConfig, SmoothQuantConfig, TiedEmbeddingQuantizer, UIntXWeightOnlyConfig, config_from_dict,
+    is_linear,
 };
 use crate::session::Session;
 use crate::table::number;
@@ -326,27 +325,14 @@ impl Command for Quantize {
                 self.recipe()?
             }
         };
-        let report;
-        if needs_calibration(&model, recipe.as_ref()) {
-            let marks =
-                format!("{:?} {}", filter.as_ref().map(Regex::as_str), self.skip_incompatible);
-            let skip = self.skip_incompatible;
-            let work = (recipe.clone(), &chosen as &_, skip, marks);
-            (model, report) = calibrate(session, &model, work, &self.calibration)?;
-        } else {
-            self.calibration.refuse(recipe.name())?;
-            let task = session.task("quantizing");
-            let mut progress = |done, total, _: &str| {
-                task.progress(done, total);
-            };
-            let options = QuantizeOptions {
-                skip_incompatible: self.skip_incompatible,
-                progress: Some(&mut progress),
-                cancelled: Some(&|| task.cancelled()),
-            };
-            let cpu = session.cpu();
-            report = quantize_with(cpu, &mut model, recipe.as_ref(), &chosen, options)?;
-        }
+        let work = Work {
+            recipe: &recipe,
+            filter: filter.as_ref(),
+            chosen: &chosen,
+            skip_incompatible: self.skip_incompatible,
+            doing: "quantizing",
+        };
+        let report = apply(session, &mut model, &work, &self.calibration)?;
         // A search may find that every layer is best left as it is.
         let left_as_it_is = label.is_some() && model.linears().iter().any(|(f, l)| chosen(f, l));
         if report.quantized() == 0 && !self.skip_incompatible && !left_as_it_is {

@@ -8,16 +8,13 @@ use std::sync::Arc;
 use clap::{FromArgMatches as _, Subcommand as _};
 use regex::Regex;
 
-use super::calibrate::{CalibrationArgs, calibrate};
+use super::calibrate::{self, CalibrationArgs, apply};
 use super::{Command, Example, Group, Output};
 use crate::error::{Context as _, Error, Result};
 use crate::io::files;
 use crate::language::{TokenKind, lex};
 use crate::model::{Linear, Model, sparse_of};
-use crate::quantization::calibration::needs_calibration;
-use crate::quantization::{
-    FqnToConfig, QuantizeOptions, QuantizeReport, Recipe, config_from_dict, quantize_with,
-};
+use crate::quantization::{FqnToConfig, QuantizeReport, Recipe, config_from_dict};
 use crate::session::Session;
 use crate::sparsity::gain::Work;
 use crate::sparsity::{
@@ -201,25 +198,14 @@ impl Command for Sparsify {
         let chosen =
             |fqn: &str, _: &Linear| filter.as_ref().is_none_or(|regex| regex.is_match(fqn));
         let recipe = self.recipe()?;
-        let report;
-        if needs_calibration(&model, recipe.as_ref()) {
-            let marks =
-                format!("{:?} {}", filter.as_ref().map(Regex::as_str), self.skip_incompatible);
-            let work = (recipe.clone(), &chosen as &_, self.skip_incompatible, marks);
-            (model, report) = calibrate(session, &model, work, &self.calibration)?;
-        } else {
-            self.calibration.refuse(recipe.name())?;
-            let task = session.task("sparsifying");
-            let mut progress = |done, total, _: &str| {
-                task.progress(done, total);
-            };
-            let options = QuantizeOptions {
-                skip_incompatible: self.skip_incompatible,
-                progress: Some(&mut progress),
-                cancelled: Some(&|| task.cancelled()),
-            };
-            report = quantize_with(session.cpu(), &mut model, recipe.as_ref(), &chosen, options)?;
-        }
+        let work = calibrate::Work {
+            recipe: &recipe,
+            filter: filter.as_ref(),
+            chosen: &chosen,
+            skip_incompatible: self.skip_incompatible,
+            doing: "sparsifying",
+        };
+        let report = apply(session, &mut model, &work, &self.calibration)?;
         if report.quantized() == 0 && !self.skip_incompatible {
             return Err(Error::invalid("no linear layer was chosen; `show` lists their names"));
         }
