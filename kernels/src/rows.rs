@@ -1,5 +1,7 @@
 //! How the small operations spread over threads: only when the work outweighs waking one.
 
+#[cfg(target_arch = "x86_64")]
+use std::ops::Range;
 use std::sync::Mutex;
 
 use crate::Cpu;
@@ -24,6 +26,19 @@ pub(crate) fn over_rows<T: Send>(
     cpu.threads().chunks_mut(y, rows * width, |part, y| f(part * rows, y));
 }
 
+/// `rows` as R runs that are gone through side by side, a row of each at a time, and the rows left over.
+///
+/// Each run is a stream that goes on where its last row ended, and the streams lie far apart: the processor's own
+/// prefetching follows both without being asked, where rows next to each other make it start anew in every row.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn side_by_side<const R: usize>(
+    rows: Range<usize>,
+) -> (impl Iterator<Item = [usize; R]>, Range<usize>) {
+    let (start, run) = (rows.start, rows.len() / R);
+    let together = move |i| std::array::from_fn(|r| start + r * run + i);
+    ((0..run).map(together), start + R * run..rows.end)
+}
+
 /// Runs `f(index, part)` on every part, which may borrow several outputs at once.
 pub(crate) fn over_parts<P: Send>(cpu: &Cpu, parts: Vec<P>, f: impl Fn(usize, P) + Sync) {
     let parts: Vec<Mutex<Option<P>>> = parts.into_iter().map(|p| Mutex::new(Some(p))).collect();
@@ -33,4 +48,22 @@ pub(crate) fn over_parts<P: Send>(cpu: &Cpu, parts: Vec<P>, f: impl Fn(usize, P)
             f(i, part);
         }
     });
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_and_the_rest_are_all_rows_once() {
+        for rows in [0..0, 3..4, 5..9, 7..30, 0..96] {
+            let (together, rest) = side_by_side::<4>(rows.clone());
+            let mut seen: Vec<usize> = together.flatten().chain(rest).collect();
+            seen.sort_unstable();
+            assert_eq!(seen, rows.collect::<Vec<_>>());
+        }
+        let (mut together, rest) = side_by_side::<2>(10..17);
+        assert_eq!(together.next(), Some([10, 13]));
+        assert_eq!(rest, 16..17);
+    }
 }

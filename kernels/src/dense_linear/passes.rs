@@ -24,6 +24,8 @@ pub(super) struct Pass {
     pub(super) tokens: Range<usize>,
     /// Columns of the weight.
     pub(super) k: usize,
+    /// Whether more tokens than one pass takes want the same rows.
+    again: bool,
 }
 
 /// All passes of `n` rows.
@@ -36,6 +38,7 @@ pub(super) fn passes(shape: Shape, n: usize) -> impl Iterator<Item = Pass> {
             rows: row..n.min(row + rows),
             tokens: token..m.min(token + tokens),
             k,
+            again: m > AT_ONCE,
         })
     })
 }
@@ -44,5 +47,12 @@ impl Pass {
     /// Row `i` of a matrix of K columns.
     pub(super) fn of<'a, T>(&self, matrix: &'a [T], i: usize) -> &'a [T] {
         &matrix[i * self.k..(i + 1) * self.k]
+    }
+
+    /// How many numbers ahead of a weight to ask for what lies there: the next pass's rows. Long runs of rows
+    /// ([`crate::rows::side_by_side`]) are followed without, and 0 says so.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn ahead(&self) -> usize {
+        if self.again { ROWS * self.k } else { 0 }
     }
 }

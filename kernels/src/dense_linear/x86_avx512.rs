@@ -13,6 +13,7 @@ use super::passes::{Pass, passes};
 use super::{Shape, Weight};
 use crate::isa::Avx512;
 use crate::parallel::Tile;
+use crate::rows::side_by_side;
 
 const LANES: usize = 16;
 
@@ -65,16 +66,17 @@ fn rows<T: Copy + Default, const R: usize, const M: usize, const A: usize, const
     load: &impl Fn(&[T; LANES]) -> __m512,
 ) {
     let x: [&[f32]; M] = std::array::from_fn(|m| pass.of(x, pass.tokens.start + m));
-    let whole = pass.rows.end - pass.rows.len() % R;
-    for n in (pass.rows.start..whole).step_by(R) {
-        let w = std::array::from_fn(|r| pass.of(w, n + r));
-        let sums = dot::<T, R, M, A, L>(w, x, R * pass.k, load);
+    let (together, rest) = side_by_side::<R>(pass.rows.clone());
+    for rows in together {
+        let sums = dot::<T, R, M, A, L>(rows.map(|n| pass.of(w, n)), x, pass.ahead(), load);
         for (m, sums) in sums.iter().enumerate() {
-            tile.row(pass.tokens.start + m)[n..n + R].copy_from_slice(sums);
+            for (n, sum) in rows.iter().zip(sums) {
+                tile.row(pass.tokens.start + m)[*n] = *sum;
+            }
         }
     }
-    for n in whole..pass.rows.end {
-        let sums = dot::<T, 1, M, A, L>([pass.of(w, n)], x, pass.k, load);
+    for n in rest {
+        let sums = dot::<T, 1, M, A, L>([pass.of(w, n)], x, pass.ahead(), load);
         for (m, sums) in sums.iter().enumerate() {
             tile.row(pass.tokens.start + m)[n] = sums[0];
         }
@@ -96,8 +98,8 @@ fn dot<T: Copy + Default, const R: usize, const M: usize, const A: usize, const 
     let ws = w.map(|w| &w.as_chunks::<LANES>().0.as_chunks::<L>().0[..steps]);
     let xs = x.map(|x| &x.as_chunks::<LANES>().0.as_chunks::<L>().0[..steps]);
     for i in 0..steps {
-        for w in ws {
-            fetch_ahead(&w[i], ahead);
+        if ahead > 0 {
+            ws.iter().for_each(|w| fetch_ahead(&w[i], ahead));
         }
         let w = std::array::from_fn(|r| &ws[r][i]);
         step(&mut sums, w, std::array::from_fn(|m| &xs[m][i]), load_w);

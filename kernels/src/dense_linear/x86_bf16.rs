@@ -15,6 +15,7 @@ use super::panels::{Engine, PANEL_K, pack_bf16};
 use super::passes::{Pass, passes};
 use crate::isa::Avx512Vnni;
 use crate::parallel::Tile;
+use crate::rows::side_by_side;
 
 /// f32 in a vector.
 const LANES: usize = 16;
@@ -59,16 +60,17 @@ fn rows<const R: usize, const M: usize, const A: usize>(
     pass: &Pass,
 ) {
     let x: [&[bf16]; M] = std::array::from_fn(|m| pass.of(x, pass.tokens.start + m));
-    let whole = pass.rows.end - pass.rows.len() % R;
-    for n in (pass.rows.start..whole).step_by(R) {
-        let w = std::array::from_fn(|r| pass.of(w, n + r));
-        let sums = dot::<R, M, A>(w, x, R * pass.k);
+    let (together, rest) = side_by_side::<R>(pass.rows.clone());
+    for rows in together {
+        let sums = dot::<R, M, A>(rows.map(|n| pass.of(w, n)), x, pass.ahead());
         for (m, sums) in sums.iter().enumerate() {
-            tile.row(pass.tokens.start + m)[n..n + R].copy_from_slice(sums);
+            for (n, sum) in rows.iter().zip(sums) {
+                tile.row(pass.tokens.start + m)[*n] = *sum;
+            }
         }
     }
-    for n in whole..pass.rows.end {
-        let sums = dot::<1, M, A>([pass.of(w, n)], x, pass.k);
+    for n in rest {
+        let sums = dot::<1, M, A>([pass.of(w, n)], x, pass.ahead());
         for (m, sums) in sums.iter().enumerate() {
             tile.row(pass.tokens.start + m)[n] = sums[0];
         }
@@ -89,8 +91,8 @@ fn dot<const R: usize, const M: usize, const A: usize>(
     let ws = w.map(|w| &w.as_chunks::<PAIRED>().0.as_chunks::<2>().0[..steps]);
     let xs = x.map(|x| &x.as_chunks::<PAIRED>().0.as_chunks::<2>().0[..steps]);
     for i in 0..steps {
-        for w in ws {
-            fetch_ahead(&w[i], ahead);
+        if ahead > 0 {
+            ws.iter().for_each(|w| fetch_ahead(&w[i], ahead));
         }
         let w = std::array::from_fn(|r| &ws[r][i]);
         step(&mut sums, w, std::array::from_fn(|m| &xs[m][i]));

@@ -15,6 +15,7 @@ use crate::block_int16::BlockInt16;
 use crate::dense_linear::fetch;
 use crate::isa::Avx512Vnni;
 use crate::parallel::Tile;
+use crate::rows::side_by_side;
 use crate::{Cpu, Shape};
 
 /// Activation rows that a weight-only pass multiplies: their integer and float sums fit the registers.
@@ -95,15 +96,18 @@ fn weight_only_tile<const V: usize>(
     mut tile: Tile<'_, f32>,
 ) {
     let (rows, m) = (tile.cols(), tile.rows().len());
-    let step = if m <= M_TILE { rows.len().max(1) } else { PASS_ROWS };
+    let (step, ahead) = match m {
+        ..=M_TILE => (rows.len().max(1), 0),
+        _ => (PASS_ROWS, PASS_ROWS * k),
+    };
     for first in rows.clone().step_by(step) {
         let some = first..rows.end.min(first + step);
         for m in tile.rows().step_by(M_TILE) {
             match tile.rows().end - m {
-                1 => Tokens::<1, V>::new(x, m).rows::<4>(w, k, some.clone(), &mut tile),
-                2 => Tokens::<2, V>::new(x, m).rows::<4>(w, k, some.clone(), &mut tile),
-                3 => Tokens::<3, V>::new(x, m).rows::<4>(w, k, some.clone(), &mut tile),
-                _ => Tokens::<M_TILE, V>::new(x, m).rows::<3>(w, k, some.clone(), &mut tile),
+                1 => Tokens::<1, V>::new(x, m).rows::<4>(w, some.clone(), ahead, &mut tile),
+                2 => Tokens::<2, V>::new(x, m).rows::<4>(w, some.clone(), ahead, &mut tile),
+                3 => Tokens::<3, V>::new(x, m).rows::<4>(w, some.clone(), ahead, &mut tile),
+                _ => Tokens::<M_TILE, V>::new(x, m).rows::<3>(w, some.clone(), ahead, &mut tile),
             }
         }
     }
@@ -126,42 +130,44 @@ impl<'a, const M: usize, const V: usize> Tokens<'a, M, V> {
         tokens
     }
 
-    /// R rows of weights at a time, then the rest one by one.
+    /// R rows of weights at a time, then the rest one by one; what lies `ahead` bytes behind them is asked for.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     fn rows<const R: usize>(
         &self,
         w: Rows<'_>,
-        k: usize,
         rows: Range<usize>,
+        ahead: usize,
         tile: &mut Tile<'_, f32>,
     ) {
         let start = tile.cols().start;
-        let whole = rows.end - rows.len() % R;
-        for n in rows.clone().step_by(R).take_while(|n| *n < whole) {
-            let dots = self.dot::<R>(w, n, R * k);
+        let (together, rest) = side_by_side::<R>(rows);
+        for rows in together {
+            let dots = self.dot(w, rows, ahead);
             for m in 0..M {
-                tile.row(self.first + m)[n - start..][..R].copy_from_slice(&dots[m]);
+                for r in 0..R {
+                    tile.row(self.first + m)[rows[r] - start] = dots[m][r];
+                }
             }
         }
-        for n in whole..rows.end {
-            let dots = self.dot::<1>(w, n, k);
+        for n in rest {
+            let dots = self.dot(w, [n], ahead);
             for m in 0..M {
                 tile.row(self.first + m)[n - start] = dots[m][0];
             }
         }
     }
 
-    /// Rows `n .. n + R` of the weights times M rows of activations.
+    /// R rows of the weights times M rows of activations.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    fn dot<const R: usize>(&self, w: Rows<'_>, n: usize, ahead: usize) -> [[f32; R]; M] {
+    fn dot<const R: usize>(&self, w: Rows<'_>, rows: [usize; R], ahead: usize) -> [[f32; R]; M] {
         let mut codes: [&[i8]; R] = [&[]; R];
         let mut scales: [&[f32]; R] = [&[]; R];
         let mut group_size = w.k;
         for r in 0..R {
-            codes[r] = w.codes(n + r);
-            (scales[r], group_size) = w.scales(n + r);
+            codes[r] = w.codes(rows[r]);
+            (scales[r], group_size) = w.scales(rows[r]);
         }
         let (block, whole) = (32 * V, w.k / (32 * V));
         let per_group = group_size.div_ceil(block);
@@ -230,9 +236,12 @@ impl<'a, const M: usize, const V: usize> Tokens<'a, M, V> {
 }
 
 /// Asks for the cache lines `ahead` bytes behind `codes`, where the rows lie that come next, to come to the second
-/// level: rows a page apart would displace each other in the first.
+/// level: rows a page apart would displace each other in the first. 0 asks for nothing.
 #[inline(always)]
-pub(super) fn fetch_ahead(codes: &[i8], ahead: usize) {
+fn fetch_ahead(codes: &[i8], ahead: usize) {
+    if ahead == 0 {
+        return;
+    }
     for line in (0..codes.len()).step_by(64) {
         let line = codes.as_ptr().wrapping_add(ahead + line);
         // SAFETY: a prefetch reads nothing into the program and never faults, wherever it points.

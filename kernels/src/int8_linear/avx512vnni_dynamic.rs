@@ -10,13 +10,14 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::GEMV_MAX_M;
-use super::avx512vnni::{fetch_ahead, part_rows};
+use super::avx512vnni::part_rows;
 use super::dynamic::{Activation, Epilogue, Weight};
 use super::gemm::avx512vnni::EXACT_BLOCK;
 use super::gemm::{self, Packed, Source, WeightBlock};
 use crate::dense_linear::fetch;
 use crate::isa::Avx512Vnni;
 use crate::parallel::Tile;
+use crate::rows::side_by_side;
 use crate::{Cpu, Shape};
 
 /// Flips a code's sign bit, which makes it `q + 128` as an unsigned byte: the instruction wants one side unsigned.
@@ -117,20 +118,20 @@ impl Product<'_> {
         tile: &mut Tile<'_, f32>,
         finish: &impl Fn(usize, usize, i32) -> f32,
     ) {
-        let cols = tile.cols();
-        let whole = cols.end - cols.len() % R;
-        for n in cols.clone().step_by(R).take_while(|n| *n < whole) {
-            let dots = self.dot::<R, M>(n);
+        let start = tile.cols().start;
+        let (together, rest) = side_by_side::<R>(tile.cols());
+        for rows in together {
+            let dots = self.dot::<R, M>(rows);
             for m in 0..M {
                 for r in 0..R {
-                    tile.row(m)[n - cols.start + r] = finish(m, n + r, dots[m][r]);
+                    tile.row(m)[rows[r] - start] = finish(m, rows[r], dots[m][r]);
                 }
             }
         }
-        for n in whole..cols.end {
-            let dots = self.dot::<1, M>(n);
+        for n in rest {
+            let dots = self.dot::<1, M>([n]);
             for m in 0..M {
-                tile.row(m)[n - cols.start] = finish(m, n, dots[m][0]);
+                tile.row(m)[n - start] = finish(m, n, dots[m][0]);
             }
         }
     }
@@ -138,10 +139,10 @@ impl Product<'_> {
     /// Exact sums, modulo 2³², of R rows of codes + 128 times M rows of activations.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    fn dot<const R: usize, const M: usize>(&self, n: usize) -> [[i32; R]; M] {
+    fn dot<const R: usize, const M: usize>(&self, rows: [usize; R]) -> [[i32; R]; M] {
         let (mut w, mut x): ([&[i8]; R], [&[i8]; M]) = ([&[]; R], [&[]; M]);
         for r in 0..R {
-            w[r] = &self.w[(n + r) * self.k..][..self.k];
+            w[r] = &self.w[rows[r] * self.k..][..self.k];
         }
         for m in 0..M {
             x[m] = &self.x[m * self.k..][..self.k];
@@ -151,9 +152,7 @@ impl Product<'_> {
         for i in 0..steps {
             let mut codes = [_mm512_setzero_si512(); R];
             for r in 0..R {
-                let part = &w[r].as_chunks::<64>().0[i];
-                fetch_ahead(part, R * self.k);
-                codes[r] = unsigned(part);
+                codes[r] = unsigned(&w[r].as_chunks::<64>().0[i]);
             }
             for m in 0..M {
                 let x = load_i8(&x[m].as_chunks::<64>().0[i]);

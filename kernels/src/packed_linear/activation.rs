@@ -17,7 +17,7 @@ pub struct Activation {
 /// Thirty-two columns of one row. What a row lacks at its end is zero.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Block {
-    /// Two neighbouring columns a word, the even one in the low half.
+    /// Columns 4i and 4i + 2 in the halves of word i, 4i + 1 and 4i + 3 in those of word 8 + i: what words of codes hold.
     pub(super) pairs: [i32; STEP / 2],
     pub(super) scale: f32,
     /// The sum of the integers.
@@ -28,6 +28,27 @@ pub(super) struct Block {
 
 impl Block {
     const ZERO: Block = Block { pairs: [0; 16], scale: 0.0, sum: 0, scaled_sum: 0.0 };
+
+    /// Puts in the low halves of `q`, an integer a column.
+    #[inline(always)]
+    fn put(&mut self, q: &[i32; STEP]) {
+        let (even, odd) = self.pairs.split_at_mut(STEP / 4);
+        for ((even, odd), [a, b, c, d]) in even.iter_mut().zip(odd).zip(q.as_chunks::<4>().0) {
+            *even = a & 0xffff | c << 16;
+            *odd = b & 0xffff | d << 16;
+        }
+    }
+
+    /// The integer of each column.
+    pub(super) fn integers(&self) -> [i32; STEP] {
+        let (even, odd) = self.pairs.split_at(STEP / 4);
+        let mut integers = [0; STEP];
+        let fours = integers.as_chunks_mut::<4>().0.iter_mut();
+        for (four, (even, odd)) in fours.zip(even.iter().zip(odd)) {
+            *four = [even << 16 >> 16, odd << 16 >> 16, even >> 16, odd >> 16];
+        }
+        integers
+    }
 
     /// The block for words of sixteen one-bit codes that are shifted, but not masked.
     ///
@@ -43,6 +64,36 @@ impl Block {
         };
         let pairs = std::array::from_fn(|i| half(i, false) & 0xffff | half(i, true) << 16);
         Block { pairs, ..*self }
+    }
+}
+
+/// Thirty-two columns of one row, both bytes of each integer: `256 · high + low`, four neighbouring columns a word.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bytes {
+    pub(super) high: [i32; STEP / 4],
+    pub(super) low: [i32; STEP / 4],
+    pub(super) scale: f32,
+    /// The sum of the integers.
+    pub(super) sum: i32,
+    /// The sum times `scale`.
+    pub(super) scaled_sum: f32,
+}
+
+impl Bytes {
+    /// 128 is added before the high byte is taken, so that what the signed low byte lacks is carried.
+    pub(super) fn new(block: &Block) -> Bytes {
+        let integers = block.integers();
+        let fours = integers.as_chunks::<4>().0;
+        let byte = |q: i32| q.to_le_bytes()[0];
+        let high = |i: usize| i32::from_le_bytes(fours[i].map(|q| byte((q + 128) >> 8)));
+        let low = |i: usize| i32::from_le_bytes(fours[i].map(byte));
+        Bytes {
+            high: std::array::from_fn(high),
+            low: std::array::from_fn(low),
+            scale: block.scale,
+            sum: block.sum,
+            scaled_sum: block.scaled_sum,
+        }
     }
 }
 
@@ -185,20 +236,19 @@ fn quantize_block(x: &[f32; STEP], block: &mut Block, x_max: f32) {
         amax if amax < TINY => 0.0,
         amax => amax / x_max,
     };
-    for (pair, x) in block.pairs.iter_mut().zip(x.as_chunks::<2>().0) {
-        let [low, high] = x.map(|v| (v * inv_scale + ROUND).to_bits());
-        *pair = (low & 0xffff | high << 16).cast_signed();
+    let mut integers = [0; STEP];
+    for (integer, x) in integers.iter_mut().zip(x) {
+        *integer = (x * inv_scale + ROUND).to_bits().cast_signed();
     }
+    block.put(&integers);
     finish(block);
 }
 
 /// `q − zero` of up to 32 codes.
 fn put_codes(block: &mut Block, q: &[i8], zero: i32) {
-    for (pair, q) in block.pairs.iter_mut().zip(q.chunks(2)) {
-        let low = i32::from(q[0]) - zero;
-        let high = q.get(1).map_or(0, |q| i32::from(*q) - zero);
-        *pair = low & 0xffff | high << 16;
-    }
+    let mut integers = [0; STEP];
+    integers.iter_mut().zip(q).for_each(|(integer, q)| *integer = i32::from(*q) - zero);
+    block.put(&integers);
 }
 
 /// `x` through the codes of [`Activation::quantize_tokens`] and back, for weights that have no panels.
@@ -208,8 +258,7 @@ pub fn through_tokens(x: &[f32], k: usize, to: Tokens) -> Vec<f32> {
     for x in x.chunks_exact(k.max(1)) {
         quantize_token_plain(x, &mut blocks, to);
         let integers = blocks.iter().flat_map(|block| {
-            let both = |pair: &i32| [pair << 16 >> 16, pair >> 16];
-            block.pairs.iter().flat_map(both).map(|integer| integer as f32 * block.scale)
+            block.integers().into_iter().map(|integer| integer as f32 * block.scale)
         });
         seen.extend(integers.take(k));
     }
@@ -260,10 +309,11 @@ fn quantize_token_plain(x: &[f32], blocks: &mut [Block], to: Tokens) {
             *code = (round(x * inv_scale) + zero).clamp(qmin, qmax) - zero;
         }
         block.scale = if finite { scale } else { f32::NAN };
-        for (pair, codes) in block.pairs.iter_mut().zip(codes.as_chunks::<2>().0) {
-            let [low, high] = codes.map(|code| (code + ROUND).to_bits());
-            *pair = (low & 0xffff | high << 16).cast_signed();
+        let mut integers = [0; STEP];
+        for (integer, code) in integers.iter_mut().zip(codes) {
+            *integer = (code + ROUND).to_bits().cast_signed();
         }
+        block.put(&integers);
         finish(block);
     }
 }

@@ -129,12 +129,13 @@ fn pair<const B: u32>(codes: &[u8], i: usize) -> Both {
         if width == 0 {
             break;
         }
-        let per_word = 16 / width;
+        let (per_byte, four, odd) = (8 / width, i % 8, i / 8);
+        let (vector, bit) = (first + four / per_byte, 8 * odd + four % per_byte * width);
         #[expect(clippy::cast_possible_wrap, clippy::cast_possible_truncation, reason = "8 bits")]
         let mask = _mm256_set1_epi16((((1_usize << width) - 1) << below) as i16);
         for half in 0..2 {
-            let v = load(codes, 2 * (first + i / per_word) + half);
-            let v = _mm256_and_si256(moved(v, i % per_word * width, below), mask);
+            let v = load(codes, 2 * vector + half);
+            let v = _mm256_and_si256(moved(v, bit, below), mask);
             both[half] = if below == 0 { v } else { _mm256_or_si256(both[half], v) };
         }
         below += width;

@@ -1,24 +1,24 @@
-//! AVX-512 VNNI: pairs of 16-bit products added to sums in one instruction (`vpdpwssd`), one vector a panel.
+//! AVX-512 VNNI: pairs of 16-bit products added to sums in one instruction (`vpdpwssd`), one vector a panel. Few tokens
+//! are in `avx512_stream.rs`.
 
 #![allow(
     clippy::needless_range_loop,
     reason = "sums are registers: indices name rows and vectors, and iterators over them spill"
 )]
 
-use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::activation::Block;
 use super::codes::{LANES, STEP, planes, step_nbytes};
 use super::weight::{Floats, Offset, Panel, Table, Values};
-use super::x86::{Decoded, prefetch};
+use super::x86::Decoded;
 
 /// Rows of activations that [`tile`] multiplies at once: twelve sums hide the latency of `vpdpwssd`.
 pub(super) const TILE_ROWS: usize = 12;
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load(bytes: &[u8], vector: usize) -> __m512i {
+pub(super) fn load(bytes: &[u8], vector: usize) -> __m512i {
     let bytes = &bytes[64 * vector..64 * vector + 64];
     // SAFETY: `bytes` is 64 readable bytes; loadu has no alignment need.
     unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
@@ -47,7 +47,7 @@ fn load_floats(x: &[f32; LANES]) -> __m512 {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn store_floats(x: &mut [f32; LANES], v: __m512) {
+pub(super) fn store_floats(x: &mut [f32; LANES], v: __m512) {
     // SAFETY: `x` is 64 writable bytes; storeu has no alignment need.
     unsafe { _mm512_storeu_ps(x.as_mut_ptr(), v) }
 }
@@ -80,14 +80,14 @@ fn lanes(floats: &Floats, chunk: usize) -> __m512 {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn group_scale(panel: &Panel<'_>, g: usize) -> __m512 {
+pub(super) fn group_scale(panel: &Panel<'_>, g: usize) -> __m512 {
     lanes(&panel.weight.scale, panel.first_group + g)
 }
 
 /// What group `g` adds to its values.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
-fn group_offset(panel: &Panel<'_>, g: usize, scale: __m512) -> __m512 {
+pub(super) fn group_offset(panel: &Panel<'_>, g: usize, scale: __m512) -> __m512 {
     match &panel.weight.offset {
         Offset::None => _mm512_setzero_ps(),
         Offset::Values(values) => lanes(values, panel.first_group + g),
@@ -105,7 +105,7 @@ fn group_offset(panel: &Panel<'_>, g: usize, scale: __m512) -> __m512 {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "at most 15")]
-fn moved(v: __m512i, bit: usize, to: usize) -> __m512i {
+pub(super) fn moved(v: __m512i, bit: usize, to: usize) -> __m512i {
     match (bit >= to, bit == to) {
         (_, true) => v,
         (true, _) => _mm512_srl_epi16(v, _mm_cvtsi32_si128((bit - to) as i32)),
@@ -117,7 +117,7 @@ fn moved(v: __m512i, bit: usize, to: usize) -> __m512i {
 /// plane change nothing and are left in.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn codes_of_pair<const B: u32, const TABLE: bool>(codes: &[u8], i: usize) -> __m512i {
+pub(super) fn codes_of_pair<const B: u32, const TABLE: bool>(codes: &[u8], i: usize) -> __m512i {
     let [low, middle, high] = const { planes(B) };
     let pair = bits_of_pair(codes, i, (low, 0));
     if TABLE && middle == 0 {
@@ -141,8 +141,8 @@ fn codes_of_pair<const B: u32, const TABLE: bool>(codes: &[u8], i: usize) -> __m
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn bits_of_pair(codes: &[u8], i: usize, (width, below): (usize, usize)) -> __m512i {
-    let per_word = 16 / width;
-    moved(load(codes, below + i / per_word), i % per_word * width, below)
+    let (per_byte, four, odd) = (8 / width, i % 8, i / 8);
+    moved(load(codes, below + four / per_byte), 8 * odd + four % per_byte * width, below)
 }
 
 #[inline]
@@ -150,16 +150,6 @@ fn bits_of_pair(codes: &[u8], i: usize, (width, below): (usize, usize)) -> __m51
 #[expect(clippy::cast_possible_wrap, clippy::cast_possible_truncation, reason = "8 bits")]
 fn mask(width: usize, below: usize) -> __m512i {
     _mm512_set1_epi16((((1_usize << width) - 1) << below) as i16)
-}
-
-/// The word of pair `i` of codes of one bit, arithmetically shifted to where the pair begins, with all bits above left in:
-/// see [`Block::chained`].
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn chained_pair(codes: &[u8], i: usize) -> __m512i {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "at most 15")]
-    let count = _mm_cvtsi32_si128(i as i32);
-    _mm512_sra_epi16(load(codes, 0), count)
 }
 
 /// The block once for each pair of a step, `i` a constant in each: the compiler would leave a loop, and shift by variables.
@@ -174,96 +164,14 @@ macro_rules! for_each_pair {
         })*
     };
 }
+pub(super) use for_each_pair;
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn table_of(panel: &Panel<'_>) -> __m512i {
+pub(super) fn table_of(panel: &Panel<'_>) -> __m512i {
     match &panel.weight.values {
         Values::Table(Table { integers, .. }) => load_codes(integers),
         Values::Integers { .. } => _mm512_setzero_si512(),
-    }
-}
-
-/// `sum + w · pair`, pairs of 16-bit products. Written as the instruction: LLVM takes the intrinsic apart into a product and a
-/// sum, to shorten chains that are not what this loop waits for, and the loop becomes a third longer.
-#[inline]
-#[target_feature(enable = "avx512f,avx512vnni")]
-fn add_products(mut sum: __m512i, w: __m512i, pair: &i32) -> __m512i {
-    // SAFETY: the instruction belongs to the features above, reads the four bytes of `pair` and writes `sum`.
-    unsafe {
-        asm!(
-            "vpdpwssd {sum}, {w}, dword ptr [{pair}]{{1to16}}",
-            sum = inout(zmm_reg) sum,
-            w = in(zmm_reg) w,
-            pair = in(reg) pair,
-            options(pure, readonly, nostack, preserves_flags)
-        );
-    }
-    sum
-}
-
-/// `M` rows of activations times one panel, streamed once. For codes of one bit that are integers, `x` is chained.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vnni")]
-pub(super) fn stream<const B: u32, const TABLE: bool, const M: usize>(
-    panel: &Panel<'_>,
-    x: &[Block],
-    y: &mut [[f32; LANES]],
-) {
-    let nbytes = const { step_nbytes(B) };
-    let row_steps = panel.groups * panel.steps_per_group;
-    let table = table_of(panel);
-    let table_scale = _mm512_set1_ps(panel.weight.table_scale());
-    let bias = i32::from(panel.weight.bias());
-    let has_offset = panel.has_offset();
-    let mut sums = [_mm512_setzero_ps(); M];
-    for (g, steps) in panel.codes.chunks_exact(nbytes * panel.steps_per_group).enumerate() {
-        let mut parts = [_mm512_setzero_ps(); M];
-        let mut x_sums = [0.0; M];
-        for (s, codes) in steps.chunks_exact(nbytes).enumerate() {
-            let s = g * panel.steps_per_group + s;
-            prefetch(codes);
-            // Four sums a row, so that one instruction need not wait for the last. Starting the first at
-            // −bias · Σx takes the bias away from every code.
-            let mut dots = [[_mm512_setzero_si512(); 4]; M];
-            for m in 0..M {
-                if !TABLE {
-                    dots[m][0] = _mm512_set1_epi32(-bias * x[m * row_steps + s].sum);
-                }
-            }
-            for_each_pair!(i => {
-                let pair = match const { B == 1 && !TABLE } {
-                    true => chained_pair(codes, i),
-                    false => codes_of_pair::<B, TABLE>(codes, i),
-                };
-                let w = if TABLE { _mm512_permutexvar_epi16(pair, table) } else { pair };
-                for m in 0..M {
-                    let pair = &x[m * row_steps + s].pairs[i];
-                    dots[m][i % 4] = add_products(dots[m][i % 4], w, pair);
-                }
-            });
-            for m in 0..M {
-                let x = &x[m * row_steps + s];
-                let [a, b, c, d] = dots[m];
-                let dot = _mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d));
-                let dot = _mm512_cvtepi32_ps(dot);
-                parts[m] = _mm512_fmadd_ps(dot, _mm512_set1_ps(x.scale), parts[m]);
-                x_sums[m] += x.scaled_sum;
-            }
-        }
-        let scale = group_scale(panel, g);
-        let product = if TABLE { _mm512_mul_ps(scale, table_scale) } else { scale };
-        for m in 0..M {
-            sums[m] = _mm512_fmadd_ps(parts[m], product, sums[m]);
-        }
-        if has_offset {
-            let offset = group_offset(panel, g, scale);
-            for m in 0..M {
-                sums[m] = _mm512_fmadd_ps(offset, _mm512_set1_ps(x_sums[m]), sums[m]);
-            }
-        }
-    }
-    for m in 0..M {
-        store_floats(&mut y[m], sums[m]);
     }
 }
 

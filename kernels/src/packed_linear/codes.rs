@@ -14,8 +14,8 @@ const LINE_NBYTES: usize = 64;
 /// Codes (N, K), packed without loss. Rows and columns that the last panel and step lack hold code 0.
 ///
 /// A step of 32 columns and sixteen rows is one to three planes of 8, 4, 2 or 1 bits, the low bits first. In a plane
-/// of w bits, each 64 bytes hold a 16-bit word for the even and one for the odd column of a pair, row after row, with
-/// 16/w neighbouring pairs in it, the first in the lowest bits.
+/// of w bits, each 64 bytes hold a byte for each of four neighbouring columns, row after row, with 8/w such fours in
+/// it, the first in the lowest bits. So bytes are fours of columns, and words are pairs of them: two and two apart.
 #[derive(Clone, Debug)]
 pub struct Codes {
     n: usize,
@@ -150,8 +150,7 @@ fn put_row(panel: &mut [u8], bits: u32, lane: usize, codes: &[u8]) {
 /// Byte and shift, in a plane of `width` bits, of column `j` of a step in row `lane`.
 #[inline]
 fn place(width: usize, lane: usize, j: usize) -> (usize, usize) {
-    let (pair, odd) = (j / 2, j % 2);
-    let per_word = 16 / width;
-    let bit = pair % per_word * width;
-    (pair / per_word * 4 * LANES + 4 * lane + 2 * odd + bit / 8, bit % 8)
+    let (four, column) = (j / 4, j % 4);
+    let per_byte = 8 / width;
+    (four / per_byte * 4 * LANES + 4 * lane + column, four % per_byte * width)
 }

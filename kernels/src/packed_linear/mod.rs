@@ -14,6 +14,8 @@ mod activation;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_stream;
 mod codes;
 mod scalar;
 mod weight;
@@ -37,6 +39,9 @@ use codes::LANES;
 /// Up to this many rows of activations a panel is streamed, each code unpacked in registers; above, it is decoded once
 /// and multiplied tile by tile.
 const STREAM_ROWS: usize = 2;
+
+/// Panels that are streamed together where the registers allow it; those that are left over are slower.
+const SIDE_BY_SIDE: usize = 4;
 
 /// Bytes of weights that are worth a share of their own when M is small.
 const SHARE_NBYTES: usize = 32 << 10;
@@ -88,7 +93,20 @@ pub fn linear_prepared(cpu: &Cpu, w: &Weight, x: &Activation, y: &mut [f32]) {
     // Eight shares a thread even out cores that other programs slow down.
     let shares = 8 * cpu.threads().count();
     let least = SHARE_NBYTES.div_ceil(w.nbytes().div_ceil(panels).max(1));
-    let share = panels.div_ceil(shares).max(least.min(panels.div_ceil(cpu.threads().count())));
+    let mut share = panels.div_ceil(shares).max(least.min(panels.div_ceil(cpu.threads().count())));
+    if share >= 4 * SIDE_BY_SIDE {
+        share = share.next_multiple_of(SIDE_BY_SIDE);
+    }
+    #[cfg(target_arch = "x86_64")]
+    if let (Isa::Avx512Vnni(isa), 1..=STREAM_ROWS) = (cpu.isa(), x.m()) {
+        let streamed = x86::Streamed::new(w, x.rows(0..x.m()));
+        return cpu.threads().tiles_mut(y, w.n(), (x.m(), share * LANES), |i, mut tile| {
+            let part = i * share..panels.min((i + 1) * share);
+            x86::stream_avx512(isa, w, part.clone(), (&streamed, x.m()), |panel, row, out| {
+                put(&mut tile, row, panel - part.start, out);
+            });
+        });
+    }
     cpu.threads().tiles_mut(y, w.n(), (x.m(), share * LANES), |i, mut tile| {
         let panels = i * share..panels.min((i + 1) * share);
         for rows in row_chunks(x) {
@@ -112,13 +130,7 @@ fn multiply(
     (x, rows): (&Activation, Range<usize>),
     y: &mut Tile<'_, f32>,
 ) {
-    let chain = matches!(isa, Isa::Avx512Vnni(_)) && rows.len() <= STREAM_ROWS && w.is_one_bit();
-    let chained: Vec<Block>;
-    let mut x = x.rows(rows.clone());
-    if chain {
-        chained = x.iter().map(Block::chained).collect();
-        x = &chained;
-    }
+    let x = x.rows(rows.clone());
     let mut out = vec![[0.0; LANES]; rows.len()];
     #[cfg(target_arch = "x86_64")]
     let mut scratch = Vec::new();
@@ -135,10 +147,6 @@ fn multiply(
                 x86::stream_avx2(avx512.avx2(), &panel, x, &mut out);
             }
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Vnni(vnni) if rows.len() <= STREAM_ROWS => {
-                x86::stream_avx512(vnni, &panel, x, &mut out);
-            }
-            #[cfg(target_arch = "x86_64")]
             Isa::Avx2(avx2) => x86::tiles_avx2(avx2, &panel, x, &mut out, &mut scratch),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(avx512) => {
@@ -149,11 +157,16 @@ fn multiply(
             _ => scalar::panel(&panel, x, &mut out),
         }
         for (row, out) in rows.clone().zip(&out) {
-            let y = &mut y.row(row)[p * LANES..];
-            let len = y.len().min(LANES);
-            y[..len].copy_from_slice(&out[..len]);
+            put(y, row, p, out);
         }
     }
+}
+
+/// The results of a tile's panel `p` for one row of activations; the last panel may have less than sixteen rows.
+fn put(y: &mut Tile<'_, f32>, row: usize, p: usize, out: &[f32; LANES]) {
+    let y = &mut y.row(row)[p * LANES..];
+    let len = y.len().min(LANES);
+    y[..len].copy_from_slice(&out[..len]);
 }
 
 /// What a call with `m` rows moves and computes.

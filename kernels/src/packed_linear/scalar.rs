@@ -17,10 +17,11 @@ pub(super) fn panel(panel: &Panel<'_>, x: &[Block], y: &mut [[f32; LANES]]) {
         for (x, y) in x.chunks_exact(steps).zip(&mut *y) {
             let mut sum = 0.0;
             for (s, (x, codes)) in x.iter().zip(codes.chunks(STEP)).enumerate() {
+                let integers = x.integers();
                 let scale = panel.scale(s / panel.steps_per_group);
                 let offset = panel.offset(s / panel.steps_per_group, &scale)[lane];
-                let dot: i32 =
-                    codes.iter().enumerate().map(|(j, u)| value(panel, *u) * integer(x, j)).sum();
+                let products = codes.iter().zip(integers).map(|(u, x)| value(panel, *u) * x);
+                let dot: i32 = products.sum();
                 let dot = f64::from(dot) * table_scale * f64::from(scale[lane]);
                 let offset = f64::from(offset) * f64::from(x.sum);
                 sum += (dot + if panel.has_offset() { offset } else { 0.0 }) * f64::from(x.scale);
@@ -28,11 +29,6 @@ pub(super) fn panel(panel: &Panel<'_>, x: &[Block], y: &mut [[f32; LANES]]) {
             y[lane] = sum as f32;
         }
     }
-}
-
-fn integer(x: &Block, j: usize) -> i32 {
-    let pair = x.pairs[j / 2];
-    if j.is_multiple_of(2) { pair << 16 >> 16 } else { pair >> 16 }
 }
 
 fn value(panel: &Panel<'_>, code: u8) -> i32 {

@@ -309,11 +309,6 @@ impl Weight {
         matches!(self.values, Values::Table(_))
     }
 
-    /// Whether codes are integers of one bit.
-    pub(super) fn is_one_bit(&self) -> bool {
-        self.bits() == 1 && !self.is_table()
-    }
-
     pub(super) fn bias(&self) -> i16 {
         match self.values {
             Values::Integers { bias } => bias,

@@ -1,12 +1,14 @@
 //! From bits, tables and tokens to the vector functions: the one place that lists them.
 
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+use std::ops::Range;
 
-use super::activation::Block;
+use super::activation::{Block, Bytes};
 use super::codes::{LANES, STEP, step_nbytes};
-use super::weight::Panel;
-use super::{avx2, avx512};
+use super::weight::{Panel, Weight};
+use super::{avx2, avx512, avx512_stream};
 use crate::isa::{Avx2, Avx512Vnni};
+use crate::rows::side_by_side;
 
 /// A step as 16-bit numbers: sixteen pairs of columns, each the even and the odd one of sixteen rows in turn.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +18,8 @@ pub(super) struct Decoded(pub(super) [[i16; 2 * LANES]; STEP / 2]);
 const DECODED_STEPS: usize = 64;
 
 type Stream = unsafe fn(&Panel<'_>, &[Block], &mut [[f32; LANES]]);
+type ByBytes = unsafe fn(&[Panel<'_>], &[Bytes], &mut [[f32; LANES]]);
+type Words = unsafe fn(&[Panel<'_>], &[Block], &mut [[f32; LANES]]);
 type Decode = unsafe fn(&Panel<'_>, &[u8], &mut [Decoded]);
 
 /// Asks for what lies 2 KiB behind `step`: the processor's own prefetching stops at the end of each page.
@@ -49,6 +53,33 @@ macro_rules! for_bits {
     };
 }
 
+macro_rules! for_words {
+    ($w:expr, $p:ident, $m:ident) => {
+        match ($w.bits(), $w.is_table()) {
+            (1, true) => avx512_stream::words::<1, true, $p, $m>,
+            (2, true) => avx512_stream::words::<2, true, $p, $m>,
+            (3, true) => avx512_stream::words::<3, true, $p, $m>,
+            (4, true) => avx512_stream::words::<4, true, $p, $m>,
+            (_, true) => avx512_stream::words::<5, true, $p, $m>,
+            _ => avx512_stream::words::<1, false, $p, $m>,
+        }
+    };
+}
+
+macro_rules! for_bytes {
+    ($w:expr, $p:ident, $m:ident) => {
+        match $w.bits() {
+            2 => avx512_stream::bytes::<2, $p, $m>,
+            3 => avx512_stream::bytes::<3, $p, $m>,
+            4 => avx512_stream::bytes::<4, $p, $m>,
+            5 => avx512_stream::bytes::<5, $p, $m>,
+            6 => avx512_stream::bytes::<6, $p, $m>,
+            7 => avx512_stream::bytes::<7, $p, $m>,
+            _ => avx512_stream::bytes::<8, $p, $m>,
+        }
+    };
+}
+
 /// One panel times one or two rows of activations.
 pub(super) fn stream_avx2(_: Avx2, panel: &Panel<'_>, x: &[Block], y: &mut [[f32; LANES]]) {
     let stream: Stream = match y.len() {
@@ -59,14 +90,78 @@ pub(super) fn stream_avx2(_: Avx2, panel: &Panel<'_>, x: &[Block], y: &mut [[f32
     unsafe { stream(panel, x, y) }
 }
 
-/// One panel times one or two rows of activations, chained for integers of one bit.
-pub(super) fn stream_avx512(_: Avx512Vnni, panel: &Panel<'_>, x: &[Block], y: &mut [[f32; LANES]]) {
-    let stream: Stream = match y.len() {
-        1 => for_bits!(panel, avx512::stream, 1),
-        _ => for_bits!(panel, avx512::stream, 2),
+/// One or two rows of activations as [`stream_avx512`] reads them, made once a call.
+#[derive(Debug)]
+pub(super) enum Streamed {
+    Bytes(Vec<Bytes>),
+    /// Chained, if integers of one bit are to be multiplied.
+    Words(Vec<Block>),
+}
+
+impl Streamed {
+    pub(super) fn new(w: &Weight, x: &[Block]) -> Streamed {
+        match (w.is_table(), w.bits()) {
+            (true, _) => Streamed::Words(x.to_vec()),
+            (_, 1) => Streamed::Words(x.iter().map(Block::chained).collect()),
+            _ => Streamed::Bytes(x.iter().map(Bytes::new).collect()),
+        }
+    }
+
+    /// Rows `rows` of `steps` blocks each.
+    fn rows(&self, rows: Range<usize>, steps: usize) -> (&[Bytes], &[Block]) {
+        let blocks = rows.start * steps..rows.end * steps;
+        match self {
+            Streamed::Bytes(bytes) => (&bytes[blocks], &[]),
+            Streamed::Words(words) => (&[], &words[blocks]),
+        }
+    }
+}
+
+/// All of `panels` times `m` = 1 or 2 rows of activations; `out(panel, token, sixteen results)`.
+pub(super) fn stream_avx512(
+    isa: Avx512Vnni,
+    w: &Weight,
+    panels: Range<usize>,
+    (x, m): (&Streamed, usize),
+    mut out: impl FnMut(usize, usize, &[f32; LANES]),
+) {
+    let rest = match m {
+        1 => side_by_side_avx512::<4, 1>(isa, w, panels, (x, 0), &mut out),
+        _ => side_by_side_avx512::<2, 2>(isa, w, panels, (x, 0), &mut out),
     };
-    // SAFETY: the token proves the instructions of `avx512::stream`.
-    unsafe { stream(panel, x, y) }
+    for token in 0..m {
+        side_by_side_avx512::<1, 1>(isa, w, rest.clone(), (x, token), &mut out);
+    }
+}
+
+/// P panels at a time times M tokens from `first` on; says which panels are left over.
+fn side_by_side_avx512<const P: usize, const M: usize>(
+    _: Avx512Vnni,
+    w: &Weight,
+    panels: Range<usize>,
+    (x, first): (&Streamed, usize),
+    out: &mut impl FnMut(usize, usize, &[f32; LANES]),
+) -> Range<usize> {
+    let mut y = [[[0.0; LANES]; M]; P];
+    let (together, rest) = side_by_side::<P>(panels);
+    for indices in together {
+        let panels = indices.map(|p| w.panel(p));
+        let steps = panels[0].groups * panels[0].steps_per_group;
+        let (bytes, words) = x.rows(first..first + M, steps);
+        if bytes.is_empty() {
+            let words_of: Words = for_words!(w, P, M);
+            // SAFETY: the token proves the instructions of `avx512_stream::words`.
+            unsafe { words_of(&panels, words, y.as_flattened_mut()) };
+        } else {
+            let bytes_of: ByBytes = for_bytes!(w, P, M);
+            // SAFETY: the token proves the instructions of `avx512_stream::bytes`.
+            unsafe { bytes_of(&panels, bytes, y.as_flattened_mut()) };
+        }
+        for (p, y) in indices.iter().zip(&y) {
+            y.iter().enumerate().for_each(|(m, y)| out(*p, first + m, y));
+        }
+    }
+    rest
 }
 
 /// One panel times many rows of activations; adds to `y`.
