@@ -176,6 +176,8 @@ enum Linears {
     Float8Rowwise,
     /// The same, the weight's gradient as it is
     Float8RowwiseWithGwHp,
+    /// Factors in float8, a scale for 128 numbers, of weights for 128 × 128
+    Float8Blockwise,
     /// Factors in int8
     Int8MixedPrecision,
     /// Weights −1, 0 and 1, activations in int8
@@ -204,6 +206,7 @@ impl Linears {
             Linears::Float8Tensorwise => Some(float8::rule(Recipe::Tensorwise)),
             Linears::Float8Rowwise => Some(float8::rule(Recipe::Rowwise)),
             Linears::Float8RowwiseWithGwHp => Some(float8::rule(Recipe::RowwiseWithGwHp)),
+            Linears::Float8Blockwise => Some(float8::rule(Recipe::Blockwise)),
             Linears::Int8MixedPrecision => Some(Arc::new(Int8MixedRule::default())),
             Linears::Bitnet => Some(Arc::new(BitNetRule)),
             Linears::SemiSparse => Some(semi_sparse(Side::Weight)),

@@ -87,6 +87,8 @@ fn scale_and_codes(checks: &mut Checks, x: &Tensor, key: &str) -> Result<()> {
         Axis::All => scales[0],
         Axis::Row => scales[i / k],
         Axis::Column => scales[i % k],
+        // The vectors have no blocks.
+        Axis::RowBlock | Axis::ColumnBlock | Axis::Square => f32::NAN,
     };
     let codes = values.iter().enumerate().map(|(i, x)| encode(x * at(i)));
     checks.exact(format!("q.{key}"), &Tensor::new(codes.collect::<Vec<u8>>(), x.shape())?)?;

@@ -1,4 +1,4 @@
-//! float8 training (F01–F04, F07): the three matmuls of a linear layer with factors in float8, emulated.
+//! float8 training (F01–F04, F07, F12): the three matmuls of a linear layer with factors in float8, emulated.
 //!
 //! Each factor is scaled so that its largest number becomes float8's, rounded, and scaled back: the products that a GPU
 //! computes from codes, in f32. As torchao's `emulate=True`.
@@ -8,6 +8,7 @@
 //! | tensorwise | e4m3 | dy in e5m2 | dy in e5m2 |
 //! | rowwise | e4m3, a power of two per row | a row of dy, a column of W | a column of each |
 //! | rowwise with gw hp | as rowwise | a row of dy, all of W | not rounded |
+//! | blockwise | 128 numbers of a row of x, squares of 128 × 128 of W | 128 of a row of dy, the same squares | 128 of a column of each |
 
 mod cast;
 
@@ -35,6 +36,8 @@ pub enum Recipe {
     Rowwise,
     /// As rowwise, with the weight's gradient in high precision (F03).
     RowwiseWithGwHp,
+    /// A scale for 128 numbers along the dimension that is summed, of weights for 128 × 128 (F12).
+    Blockwise,
 }
 
 impl fmt::Display for Recipe {
@@ -43,6 +46,7 @@ impl fmt::Display for Recipe {
             Recipe::Tensorwise => "tensorwise",
             Recipe::Rowwise => "rowwise",
             Recipe::RowwiseWithGwHp => "rowwise_with_gw_hp",
+            Recipe::Blockwise => "blockwise",
         })
     }
 }
@@ -87,6 +91,17 @@ impl Recipe {
                 for_grad_weight: None,
                 ..rowwise
             },
+            Recipe::Blockwise => {
+                let block = |axis| cast(Format::E4m3, axis, false);
+                let (row, column) = (block(Axis::RowBlock), block(Axis::ColumnBlock));
+                Casts {
+                    input: row,
+                    weight: block(Axis::Square),
+                    grad_output: row,
+                    weight_for_grad_input: block(Axis::Square),
+                    for_grad_weight: Some([column, column]),
+                }
+            }
         }
     }
 }
@@ -100,8 +115,8 @@ pub fn auto_filter_for_recipe(
     fqn: &str,
     (n, k): (usize, usize),
 ) -> Result<bool> {
-    if recipe == Recipe::RowwiseWithGwHp {
-        return Err(Error::invalid("torchao has no filter for rowwise_with_gw_hp"));
+    if matches!(recipe, Recipe::RowwiseWithGwHp | Recipe::Blockwise) {
+        return Err(Error::invalid(format!("torchao has no filter for {recipe}")));
     }
     let named = filter_fqns.iter().any(|part| fqn.contains(part.as_str()));
     if named || !k.is_multiple_of(16) || !n.is_multiple_of(16) {
