@@ -178,6 +178,80 @@ fn archive(pickle: &[u8], deflated: bool) -> Vec<u8> {
     out
 }
 
+/// The same archive with zip64 records: sizes and places in the extra fields, the end in 64 bits, 32-bit fields full.
+fn wide_archive(pickle: &[u8]) -> Vec<u8> {
+    let full = [0xff_u8; 4];
+    let (mut out, mut directory) = (Vec::new(), Vec::new());
+    for (name, bytes) in [("x/data.pkl", pickle), ("x/data/0", &[1, 2, 3, 4, 5, 6, 7, 8][..])] {
+        let size = (bytes.len() as u64).to_le_bytes();
+        let at = (out.len() as u64).to_le_bytes();
+        let crc = crc32fast::hash(bytes).to_le_bytes();
+        let name_len = (name.len() as u16).to_le_bytes();
+        let head = [&[45, 0, 0, 0, 0, 0, 0, 0, 0, 0][..], &crc, &full, &full, &name_len].concat();
+        // Another field stands before the one of zip64.
+        let other = [0x55, 0x54, 1, 0, 7];
+        let local = [&other[..], &[1, 0, 16, 0], &size, &size].concat();
+        out.extend_from_slice(b"PK\x03\x04");
+        out.extend_from_slice(
+            &[&head[..], &[local.len() as u8, 0], name.as_bytes(), &local].concat(),
+        );
+        out.extend_from_slice(bytes);
+        let central = [&other[..], &[1, 0, 24, 0], &size, &size, &at].concat();
+        directory.extend_from_slice(b"PK\x01\x02\x2d\x00");
+        directory
+            .extend_from_slice(&[&head[..], &[central.len() as u8, 0], &[0; 10], &full].concat());
+        directory.extend_from_slice(&[name.as_bytes(), &central].concat());
+    }
+    let start = (out.len() as u64).to_le_bytes();
+    let count = 2_u64.to_le_bytes();
+    out.extend_from_slice(&directory);
+    let end = (out.len() as u64).to_le_bytes();
+    out.extend_from_slice(b"PK\x06\x06");
+    out.extend_from_slice(&44_u64.to_le_bytes());
+    out.extend_from_slice(&[45, 0, 45, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let size = (directory.len() as u64).to_le_bytes();
+    out.extend_from_slice(&[count, count, size, start].concat());
+    out.extend_from_slice(b"PK\x06\x07\0\0\0\0");
+    out.extend_from_slice(&[&end[..], &[1, 0, 0, 0]].concat());
+    out.extend_from_slice(b"PK\x05\x06\0\0\0\0");
+    out.extend_from_slice(&[&[0xff; 12][..], &[0, 0]].concat());
+    out
+}
+
+#[test]
+fn archives_beyond_four_gigabytes_are_read_by_their_wide_fields() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let path = dir.path().join("x.pt");
+    let whole = wide_archive(&tensor_pickle(8, 1, &[2, 3], &[3, 1]));
+    let open = |bytes: &[u8]| -> Result<Tensor> {
+        fs::write(&path, bytes).expect("a small file");
+        TorchFile::open(&path)?.tensor("w")
+    };
+    let tensor = open(&whole).expect("it is whole");
+    assert_eq!(tensor.as_slice::<u8>().expect("bytes"), [2, 3, 4, 5, 6, 7]);
+    for len in 0..whole.len() {
+        let words = open(&whole[..len]).expect_err("it is cut short").to_string();
+        assert!(words.contains("cut short") || words.contains("neither a zip"), "{len}: {words}");
+    }
+    // Each byte of what says where things lie, changed: another sentence or the same numbers, and no panic.
+    let directory = whole.windows(4).position(|at| at == b"PK\x01\x02").expect("a directory");
+    for at in directory..whole.len() {
+        for change in [1, 0x80, 0xff] {
+            let mut bytes = whole.clone();
+            bytes[at] ^= change;
+            if let Ok(tensor) = open(&bytes) {
+                assert_eq!(tensor.as_slice::<u8>().expect("bytes"), [2, 3, 4, 5, 6, 7], "{at}");
+            }
+        }
+    }
+    // Without the wide end the full fields point nowhere.
+    let mut narrow = whole.clone();
+    let locator = whole.len() - 42;
+    narrow[locator] = 0;
+    let words = open(&narrow).expect_err("no locator").to_string();
+    assert!(words.contains("zip64"), "{words}");
+}
+
 /// A pickle of one tensor of bytes: its shape, strides and offset as protocol 0 to 2 writes them.
 fn tensor_pickle(numel: u8, offset: u8, shape: &[u32], strides: &[u32]) -> Vec<u8> {
     let mut out = b"\x80\x02}U\x01wctorch._utils\n_rebuild_tensor_v2\n((U\x07storagectorch\nByteStorage\nU\x010U\x03cpuK"
