@@ -88,7 +88,7 @@ fn taught_back<T: Float>(
 
 struct Kept {
     logits: Tensor,
-    /// `(M, 2)`
+    /// `(M, 3)`
     statistics: Tensor,
     targets: Vec<u32>,
     counted: usize,
@@ -104,17 +104,17 @@ fn forward<T: Float>(
     targets: &[u32],
     counted: usize,
 ) -> Result<(Tensor, Tensor)> {
-    let mut statistics = vec![[T::default(); 2]; targets.len()];
+    let mut statistics = vec![[T::default(); 3]; targets.len()];
     cross_entropy::forward(cpu, logits.as_slice::<T>()?, targets, &mut statistics);
-    let sum: f64 = statistics.iter().map(|[_, loss]| loss.wide()).sum();
+    let sum: f64 = statistics.iter().map(|[.., loss]| loss.wide()).sum();
     let loss = Tensor::new(vec![T::of(sum / counted as f64)], &[1])?;
-    Ok((loss, Tensor::new(statistics.into_iter().flatten().collect(), &[targets.len(), 2])?))
+    Ok((loss, Tensor::new(statistics.into_iter().flatten().collect(), &[targets.len(), 3])?))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "row counts are far below 2⁵³")]
 fn backward<T: Float>(cpu: &Cpu, kept: &Kept, dloss: &Tensor) -> Result<Tensor> {
     let scale = T::of(dloss.as_slice::<T>()?[0].wide() / kept.counted as f64);
-    let (statistics, _) = kept.statistics.as_slice::<T>()?.as_chunks::<2>();
+    let (statistics, _) = kept.statistics.as_slice::<T>()?.as_chunks::<3>();
     let mut gradient = vec![T::default(); kept.logits.numel()];
     let logits = kept.logits.as_slice()?;
     cross_entropy::backward(cpu, logits, &kept.targets, statistics, scale, &mut gradient);
