@@ -1,6 +1,6 @@
 //! Blocks of numbers as codes and one scale.
 
-use crate::dtypes::{e4m3fn_decode, e4m3fn_encode};
+use crate::dtypes::{e4m3fn_decode, e4m3fn_encode_saturating};
 
 /// How a number, scaled to at most 1, becomes a code.
 #[derive(Clone, Debug, PartialEq)]
@@ -91,7 +91,8 @@ pub fn encode(codec: &Codec, x: &[f32], codes: &mut [u8]) -> f32 {
         }
         Codec::Float8 => {
             let scale = amax / 448.0;
-            codes.iter_mut().zip(x).for_each(|(code, x)| *code = e4m3fn_encode(x / scale));
+            let encode = |x: &f32| e4m3fn_encode_saturating(x / scale);
+            codes.iter_mut().zip(x).for_each(|(code, x)| *code = encode(x));
             scale
         }
     }

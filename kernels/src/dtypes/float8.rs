@@ -1,8 +1,9 @@
 //! `e4m3fn`: 1 sign, 4 exponent (bias 7), 3 mantissa bits; no inf; ±448 the largest; 0x7F and 0xFF are NaN.
 //! `e5m2`: 1, 5 (bias 15), 2; like a short f16: inf 0x7C, NaN above; ±57344 the largest.
 //! `e8m0`: 2^(code − 127), no sign, no zero; 0xFF is NaN.
-//! One number at a time. The plain encoders are PyTorch's `.to(dtype)`: beyond the largest, e4m3fn gives NaN
-//! and e5m2 inf; the saturating ones give the largest, for inf too. NaN stays NaN, with its sign.
+//! One number at a time. The plain encoders give NaN beyond the largest in e4m3fn and inf in e5m2; the saturating ones give
+//! the largest, for inf too. NaN stays NaN, with its sign. PyTorch's `.to(float8_e5m2)` is the plain one;
+//! its `.to(float8_e4m3fn)` was plain up to 2.11 and saturates in 2.13.
 //! Error: half a unit of the last place. Source: OCP OFP8 1.0 and MX 1.0; PyTorch's c10/util/Float8_*.h.
 
 /// The value of an e4m3fn code.

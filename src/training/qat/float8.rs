@@ -43,7 +43,7 @@ pub(super) fn fake_quantize(
 /// To float8 and back.
 pub(super) fn rounding(dtype: Float8) -> Result<fn(f32) -> f32> {
     match dtype {
-        Float8::E4m3fn => Ok(|x| dtypes::e4m3fn_decode(dtypes::e4m3fn_encode(x))),
+        Float8::E4m3fn => Ok(|x| dtypes::e4m3fn_decode(dtypes::e4m3fn_encode_saturating(x))),
         Float8::E5m2 => Ok(|x| dtypes::e5m2_decode(dtypes::e5m2_encode(x))),
         other => Err(Error::invalid(format!("{other:?} is not trained with; wanted e4m3 or e5m2"))),
     }
