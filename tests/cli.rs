@@ -34,7 +34,7 @@ fn stderr(output: &Output) -> String {
 }
 
 /// What a person is likely to get wrong, the exit code, and what the program must say.
-const MISTAKES: [(&[&str], i32, &str); 34] = [
+const MISTAKES: [(&[&str], i32, &str); 38] = [
     (&["quantise", "tiny"], 2, "did you mean `quantize`?"),
     (&["xylophone"], 2, "`help` lists them"),
     (&["eavl", "tiny"], 2, "did you mean `eval`?"),
@@ -54,6 +54,14 @@ const MISTAKES: [(&[&str], i32, &str); 34] = [
     (&["quantize", "tiny", "int4-weight-only", "--group-size", "x"], 2, "--group-size"),
     (&["quantize", "tiny", "int4-weight-only", "--group-size", "3"], 1, "K = 256"),
     (&["quantize", "tiny", "int4-weight-only", "--filter", "nothing"], 1, "no linear layer"),
+    (
+        &["-c", "quantize tiny gptq --base int4-weight-only --filter nothing"],
+        1,
+        "--filter 'nothing' fits none",
+    ),
+    (&["-c", "sparsify tiny wanda --filter nothing"], 1, "--filter 'nothing' fits none"),
+    (&["-c", "load tiny | save x.pt --layout torchao"], 2, "how a folder keeps weights"),
+    (&["verify", "golden", "/nowhere"], 1, "FAMILY.safetensors files"),
     (&["quantize", "tiny"], 2, "which workflow?"),
     (&["--isa", "mmx", "size", "tiny"], 2, "this machine has no \"mmx\""),
     (&["--threads", "0", "size", "tiny"], 2, "0 is not in 1..=4096"),

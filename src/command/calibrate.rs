@@ -91,6 +91,19 @@ pub(super) struct Work<'a> {
     pub(super) doing: &'static str,
 }
 
+/// Refuses a filter that fits no layer before anything is read or timed for it.
+pub(super) fn some_are_chosen(
+    model: &Model,
+    filter: Option<&Regex>,
+    chosen: &dyn Fn(&str, &Linear) -> bool,
+) -> Result<()> {
+    if model.linears().iter().any(|(fqn, linear)| chosen(fqn, linear)) {
+        return Ok(());
+    }
+    let filter = filter.map_or_else(String::new, |regex| format!(": --filter '{regex}' fits none"));
+    Err(Error::invalid(format!("no linear layer was chosen{filter}; `show` lists their names")))
+}
+
 /// Does it to `model`; a recipe that looks at inputs reads a text first.
 pub(super) fn apply(
     session: &mut Session,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use regex::Regex;
 
-use super::calibrate::{CalibrationArgs, Work, apply};
+use super::calibrate::{CalibrationArgs, Work, apply, some_are_chosen};
 use super::mix::{AutoArgs, AutoquantArgs, fastest, mix};
 use super::recipe_words::{AutoRoundArgs, AwqArgs, GptqArgs, RecipeWords, SmoothQuantArgs};
 use super::{Command, Example, Group, Output};
@@ -303,6 +303,9 @@ impl Command for Quantize {
         let chosen = |fqn: &str, linear: &Linear| {
             is_linear(fqn, linear) && filter.as_ref().is_none_or(|regex| regex.is_match(fqn))
         };
+        if !self.skip_incompatible {
+            some_are_chosen(&model, filter.as_ref(), &chosen)?;
+        }
         let sparse = |(fqn, linear): &&(String, Linear)| {
             chosen(fqn, linear) && sparse_of(&linear.weight).is_some()
         };

@@ -88,6 +88,13 @@ impl Command for Save {
     fn run(self, session: &mut Session, input: Value) -> Result<Value> {
         let path = &self.path;
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+        if self.layout != Layout::default() && FILES.contains(&extension) {
+            return Err(Error::usage(format!(
+                "--layout {} is how a folder keeps weights; {} is a file: leave the flag out, or name a folder",
+                self.layout,
+                path.display()
+            )));
+        }
         let latest = |kinds: &[Kind]| match &input {
             Value::Nothing => session.latest(kinds).cloned().ok_or_else(|| {
                 Error::usage(format!(
@@ -141,6 +148,12 @@ impl Command for Save {
         Ok(input)
     }
 }
+
+/// The endings of files; every other name is that of a model's folder.
+const FILES: &[&str] = &[
+    "ao", "ipynb", "rs", "parquet", "csv", "json", "md", "html", "svg", "png", "txt", "gguf", "pt",
+    "pth",
+];
 
 /// What can be drawn: a table as `plot` alone would.
 const FIGURES: &[Kind] = &[Kind::Figure, Kind::Table];

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use clap::{FromArgMatches as _, Subcommand as _};
 use regex::Regex;
 
-use super::calibrate::{self, CalibrationArgs, apply};
+use super::calibrate::{self, CalibrationArgs, apply, some_are_chosen};
 use super::{Command, Example, Group, Output};
 use crate::error::{Context as _, Error, Result};
 use crate::io::files;
@@ -197,6 +197,9 @@ impl Command for Sparsify {
         let filter = self.filter.clone();
         let chosen =
             |fqn: &str, _: &Linear| filter.as_ref().is_none_or(|regex| regex.is_match(fqn));
+        if !self.skip_incompatible {
+            some_are_chosen(&model, filter.as_ref(), &chosen)?;
+        }
         let recipe = self.recipe()?;
         let work = calibrate::Work {
             recipe: &recipe,

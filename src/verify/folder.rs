@@ -27,6 +27,16 @@ struct Promise {
 
 impl Folder {
     pub(super) fn open(path: &Path) -> Result<Folder> {
+        if !path.is_dir() {
+            let what = if path.exists() { "it is no folder" } else { "there is no such folder" };
+            return Err(Error::file(
+                path,
+                format!(
+                    "{what}; wanted one with golden vectors, FAMILY.safetensors files and MANIFEST.md, as tests/golden of the \
+                     sources is: `verify golden` without a name takes that one"
+                ),
+            ));
+        }
         let mut families = BTreeMap::new();
         let manifest = path.join("MANIFEST.md");
         if manifest.is_file() {
