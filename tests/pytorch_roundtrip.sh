@@ -1,13 +1,24 @@
 #!/usr/bin/env bash
-# Optional: Python's torch loads what we saved, with weights_only=True, and computes the same int8 weights. Where there is no torch
-# for Python (set AOLAB_PYTHON to one that has it) this says so and passes.
+# Optional: Python's torch loads what we saved, with weights_only=True, and computes the same int8 weights. Python is the one
+# of AOLAB_PYTHON, else the active environment's, python3, or that of an environment kept in the user's cache; where none of
+# them has torch this says so and passes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-python="${AOLAB_PYTHON:-python3}"
-if ! "$python" -c 'import torch' 2>/dev/null; then
-    echo "skipped: $python has no torch"
+kept="${XDG_CACHE_HOME:-$HOME/.cache}/aolab/torch"
+candidates=(${VIRTUAL_ENV:+"$VIRTUAL_ENV/bin/python"} python3 "$kept/bin/python")
+[ -z "${AOLAB_PYTHON:-}" ] || candidates=("$AOLAB_PYTHON")
+python=""
+for candidate in "${candidates[@]}"; do
+    if command -v "$candidate" >/dev/null && "$candidate" -c 'import torch' 2>/dev/null; then
+        python="$candidate"
+        break
+    fi
+done
+if [ -z "$python" ]; then
+    echo "skipped: no Python here has torch; set AOLAB_PYTHON to one, or keep one: python3 -m venv $kept && $kept/bin/pip install torch"
     exit 0
 fi
+"$python" -c 'import sys, torch; print("torch", torch.__version__, "of", sys.executable)'
 cargo build --locked --release --bin aolab
 aolab="${CARGO_TARGET_DIR:-$PWD/target}/release/aolab"
 folder="$(mktemp -d)"
