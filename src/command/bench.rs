@@ -188,10 +188,12 @@ fn on_gpu(session: &mut Session, what: What, model: Result<Model>) -> Result<Tab
             session.measures(&model, &[tokens]);
             cuda::prefill(&model, &cpu, &cuda::measure_ceilings(device)?, (tokens, repeats))
         }
-        What::Linear { vs: Some(_), .. } => {
-            Err(Error::usage("--vs runs on the CPU; leave --device cuda out"))
-        }
-        What::Linear { shape, m, format, group_size, .. } => {
+        What::Linear { shape, m, format, group_size, vs, .. } => {
+            // What cannot be had is told before minutes of measuring.
+            let rival = match vs {
+                Some(Other::Torch) => Some(torch_on_gpu(&cpu, device.ordinal(), group_size)?),
+                None => None,
+            };
             let ceilings = cuda::measure_ceilings(device)?;
             let (mut table, mut baselines) = (None::<Table>, cuda::Baselines::new());
             let shapes = shapes(&shape)?;
@@ -203,7 +205,8 @@ fn on_gpu(session: &mut Session, what: What, model: Result<Model>) -> Result<Tab
                 }
                 let weight = format.weight(&cpu, *n, *k, group_size)?;
                 let bench = cuda::LinearBench { weight, m: m.clone() };
-                let rows = cuda::linear(device, &ceilings, &bench, &mut baselines)?;
+                let rows =
+                    cuda::linear(device, &ceilings, &bench, &mut baselines, rival.as_deref())?;
                 match &mut table {
                     Some(table) => table.append(rows)?,
                     None => table = Some(rows),
@@ -284,11 +287,29 @@ impl Cases {
     }
 }
 
+/// Times libtorch's layer of the same kind for so many rows.
+type GpuTorch = dyn Fn(&dyn Weight, usize) -> Result<(String, f64)>;
+
 /// The layer of libtorch that does the same: its own int8 and int4 layers where the weight is of that kind, else a dense
 /// one.
 #[cfg(feature = "torch")]
 fn torch(cpu: &Cpu, weight: &dyn Weight, m: usize, group_size: usize) -> Result<Box<dyn Rival>> {
     Ok(Box::new(crate::libtorch::TorchLinear::new(cpu, weight, m, group_size)?))
+}
+
+/// The same on the GPU.
+#[cfg(feature = "torch")]
+fn torch_on_gpu(cpu: &Cpu, ordinal: usize, group_size: usize) -> Result<Box<GpuTorch>> {
+    let gpu = crate::libtorch::TorchGpu::open(cpu, ordinal)?;
+    Ok(Box::new(move |weight: &dyn Weight, m| {
+        let (n, k) = weight.shape();
+        gpu.linear_us(&weight.workflow(), (m, n, k), group_size)
+    }))
+}
+
+#[cfg(not(feature = "torch"))]
+fn torch_on_gpu(_: &Cpu, _: usize, _: usize) -> Result<Box<GpuTorch>> {
+    Err(Error::usage(super::NO_LIBTORCH))
 }
 
 #[cfg(not(feature = "torch"))]

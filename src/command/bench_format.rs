@@ -11,10 +11,11 @@ use crate::model::{DenseWeight, Pattern, Weight};
 use crate::quantization::primitives::{Float8, MxElement};
 use crate::quantization::{
     BitNetConfig, CodeType, CodebookCoreMlWeightOnlyConfig, FPXWeightOnlyConfig,
-    Float8WeightOnlyConfig, GgufBlockConfig, Granularity, GroupwiseLutWeightConfig,
-    Int4WeightOnlyConfig, Int8DynamicActivationInt8WeightConfig,
-    Int8DynamicActivationIntxWeightConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig,
-    MXWeightOnlyConfig, NF4WeightOnlyConfig, NVFP4WeightOnlyConfig, Recipe,
+    Float8DynamicActivationFloat8WeightConfig, Float8WeightOnlyConfig, GgufBlockConfig,
+    Granularity, GroupwiseLutWeightConfig, Int4WeightOnlyConfig,
+    Int8DynamicActivationInt8WeightConfig, Int8DynamicActivationIntxWeightConfig,
+    Int8WeightOnlyConfig, IntxWeightOnlyConfig, MXWeightOnlyConfig, NF4WeightOnlyConfig,
+    NVFP4WeightOnlyConfig, Recipe,
 };
 use crate::rng::Rng;
 use crate::sparsity::{Int4MarlinSparseConfig, MagnitudeSparsifier};
@@ -44,6 +45,7 @@ pub(super) enum Format {
     CodebookCoreml,
     Float8E4m3,
     Float8E5m2,
+    Float8Dynamic,
     Mxfp8E4m3,
     Mxfp8E5m2,
     Mxint8,
@@ -114,6 +116,7 @@ impl Format {
         Format::CodebookCoreml,
         Format::Float8E4m3,
         Format::Float8E5m2,
+        Format::Float8Dynamic,
         Format::Mxfp8E4m3,
         Format::Mxfp8E5m2,
         Format::Mxint8,
@@ -234,6 +237,9 @@ impl Format {
                 quantize(&Int4WeightOnlyConfig { group_size, ..Default::default() })
             }
             Format::Float8E4m3 => quantize(&Float8WeightOnlyConfig::default()),
+            Format::Float8Dynamic => {
+                quantize(&Float8DynamicActivationFloat8WeightConfig::default())
+            }
             Format::Float8E5m2 => {
                 let weight_dtype = Float8::E5m2;
                 quantize(&Float8WeightOnlyConfig { weight_dtype, ..Default::default() })

@@ -21,8 +21,8 @@ enum What {
     /// A row a family of golden vectors: tensors equal to the bit, the largest difference, a verdict.
     /// The folder holds FAMILY.safetensors files and MANIFEST.md, as tests/golden of the sources does
     Golden(Golden),
-    /// Our arithmetic against libtorch's, on random and adversarial numbers: a table of largest differences.
-    /// Needs a build with `--features torch`
+    /// Our arithmetic against libtorch's, on random and adversarial numbers: a table of largest differences. With
+    /// --device cuda the GPU's linear layers. Needs a build with `--features torch`
     Torch(Torch),
 }
 
@@ -105,8 +105,14 @@ fn own_vectors() -> Result<PathBuf> {
 
 #[cfg(feature = "torch")]
 fn against_torch(session: &mut Session, torch: &Torch) -> Result<Table> {
-    let model = session.model_called(&torch.model)?;
     let cpu = session.cpu().clone();
+    if let Some(device) = session.device().cloned() {
+        let task = session.task("verifying");
+        let progress = &mut |done, total| task.progress(done, total);
+        let how = (torch.seed, torch.strict);
+        return crate::libtorch::verify_gpu(&cpu, &device, device.ordinal(), how, progress);
+    }
+    let model = session.model_called(&torch.model)?;
     let task = session.task("verifying");
     let progress = &mut |done, total| task.progress(done, total);
     crate::libtorch::verify(&cpu, &model, torch.seed, torch.strict, progress)

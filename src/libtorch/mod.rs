@@ -5,6 +5,7 @@
 //! tch 0.26 fits PyTorch 2.13; for 2.11 run `cargo update -p tch --precise 0.24.0`. Programs of this package remember where
 //! libtorch lay; `LD_LIBRARY_PATH` is looked at first.
 
+mod cuda;
 mod linear;
 mod network;
 mod script;
@@ -12,12 +13,15 @@ mod tensors;
 mod training;
 mod verify;
 
+use std::sync::OnceLock;
+
+pub use self::cuda::TorchGpu;
 pub use self::linear::TorchLinear;
 pub use self::network::{TorchNetwork, TorchRule};
 pub use self::script::{Script, load_script};
 pub use self::tensors::{from_torch, into_torch, to_torch};
-pub use self::training::{TorchQat, qat_curve};
-pub use self::verify::verify;
+pub use self::training::{TorchQat, TorchStep, TorchTrainer, TorchWeights};
+pub use self::verify::{verify, verify_gpu};
 use crate::error::{Error, Result};
 use crate::kernels::{Cpu, libtorch};
 
@@ -31,6 +35,9 @@ pub(crate) fn wrong(error: impl std::fmt::Display) -> Error {
 /// Makes libtorch ready: its version is what this program was built for, it has as many threads as `cpu`, and its CUDA
 /// half is loaded where there is one.
 pub fn prepare(cpu: &Cpu) -> Result<()> {
+    // Without a CUDA half libtorch runs on the CPU. The question for its version is the first that asks for CUDA: what is
+    // loaded later than that, it never sees.
+    let _ = open_cuda();
     let (built, loaded) = (libtorch::built_for(), libtorch::loaded_version());
     if let Some(loaded) = loaded.filter(|loaded| !built.starts_with(loaded.as_str())) {
         return Err(Error::invalid(format!(
@@ -45,7 +52,13 @@ pub fn prepare(cpu: &Cpu) -> Result<()> {
     Ok(())
 }
 
-/// Whether libtorch can use a GPU. A program does not load its CUDA half by itself: linkers drop it.
+/// Loads libtorch's CUDA half, once; the error says why not. A program does not load it by itself: linkers drop it.
+fn open_cuda() -> Result<(), String> {
+    static OPENED: OnceLock<Result<(), String>> = OnceLock::new();
+    OPENED.get_or_init(libtorch::open_cuda).clone()
+}
+
+/// Whether libtorch can use a GPU.
 pub fn cuda_is_available() -> bool {
-    libtorch::open_cuda().is_ok() && tch::Cuda::is_available()
+    open_cuda().is_ok() && tch::Cuda::is_available()
 }

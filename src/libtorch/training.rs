@@ -1,71 +1,152 @@
 //! Quantization-aware training on libtorch's autograd, to be held against ours: straight-through estimators from torch's
 //! own operations, AdamW as torch computes it.
 
+use std::collections::BTreeMap;
+
 use tch::{Kind, Tensor};
 
 use super::network::int;
-use super::{TorchNetwork, prepare, wrong};
+use super::{TorchNetwork, from_torch, prepare, wrong};
 use crate::error::Result;
 use crate::kernels::Cpu;
 use crate::model::Model;
+use crate::tensor::Tensor as Ours;
 use crate::training::optim::AdamConfig;
-use crate::training::{Corpus, Parameters, TrainConfig, Windows};
+use crate::training::{Batch, Corpus, Parameters, TrainConfig, Windows};
 
-/// What is fake-quantized: weights to symmetric integers of `bits` in groups, and activations to int8 a token.
+/// How weights are rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TorchWeights {
+    /// Symmetric integers of 2 to 8 bits with a scale a group, which takes no gradient: `train --qat int3`.
+    Symmetric(u32),
+    /// From a group's least to its largest number in 16 steps, with gradients through both: `train --qat int4-weight-only`.
+    Ranged,
+}
+
+/// What is fake-quantized: weights in groups, and activations to int8 a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TorchQat {
-    /// Bits of a weight's codes, 2 to 8.
-    pub bits: u32,
+    /// The rounding of weights.
+    pub weights: TorchWeights,
     /// Numbers that share a scale.
     pub group_size: usize,
     /// Whether activations are rounded, too (asymmetric int8, a scale and a zero point each token).
     pub activations: bool,
 }
 
-/// The losses of `config.steps` steps that start from `model`, on libtorch. AdamW with decay on matrices only, the gradient
-/// shortened to `config.clip`, the batches and learning rates of `config`: what `aolab train` does.
-pub fn qat_curve(
-    cpu: &Cpu,
-    model: &Model,
-    corpus: Corpus,
-    config: &TrainConfig,
-    (adam, qat): (&AdamConfig, Option<TorchQat>),
-) -> Result<Vec<f64>> {
-    prepare(cpu)?;
-    let network = TorchNetwork::new(&model.config, &Parameters::of(model, config.parameters)?)?;
-    let mut windows = Windows::new(corpus, config.sequence, config.seed)?;
-    let mut moments: Vec<(Tensor, Tensor)> = network
-        .parameters()
-        .values()
-        .map(|p| (p.detach().zeros_like(), p.detach().zeros_like()))
-        .collect();
+/// A training run on libtorch. AdamW with decay on matrices only, the gradient shortened to `config.clip`, the batches and
+/// learning rates of `config`: what `aolab train` does.
+#[derive(Debug)]
+pub struct TorchTrainer {
+    network: TorchNetwork,
+    windows: Windows,
+    moments: Vec<(Tensor, Tensor)>,
+    config: TrainConfig,
+    adam: AdamConfig,
+    qat: Option<TorchQat>,
+    step: usize,
+}
+
+impl TorchTrainer {
+    /// A run that starts from `model`.
+    pub fn new(
+        cpu: &Cpu,
+        model: &Model,
+        corpus: Corpus,
+        config: &TrainConfig,
+        (adam, qat): (&AdamConfig, Option<TorchQat>),
+    ) -> Result<TorchTrainer> {
+        prepare(cpu)?;
+        let network = TorchNetwork::new(&model.config, &Parameters::of(model, config.parameters)?)?;
+        let zeros = |p: &Tensor| (p.detach().zeros_like(), p.detach().zeros_like());
+        Ok(TorchTrainer {
+            moments: network.parameters().values().map(zeros).collect(),
+            windows: Windows::new(corpus, config.sequence, config.seed)?,
+            network,
+            config: config.clone(),
+            adam: adam.clone(),
+            qat,
+            step: 0,
+        })
+    }
+
+    fn next_batch(&mut self) -> Batch {
+        self.windows.batch((self.step * self.config.batch) as u64, self.config.batch)
+    }
+
+    /// One step; its loss.
+    pub fn step(&mut self) -> Result<f64> {
+        let batch = self.next_batch();
+        let (loss, gradients) = passes(&self.network, &batch, self.qat)?;
+        let norm = norm(&gradients);
+        let clip = self.config.clip;
+        let clip = if clip > 0.0 && norm > clip { clip / norm } else { 1.0 };
+        let lr = self.config.lr_at(self.step);
+        let time = i32::try_from(self.step + 1).unwrap_or(i32::MAX);
+        tch::no_grad(|| {
+            let parameters = self.network.parameters().values().zip(&gradients);
+            for ((p, g), moments) in parameters.zip(&mut self.moments) {
+                adamw(p, &(g * clip), moments, (&self.adam, lr, time));
+            }
+        });
+        self.step += 1;
+        Ok(loss)
+    }
+
+    /// The loss and the gradients of the next step's batch at other parameters: those of our run before the same step. The step
+    /// counts as done.
+    pub fn at(&mut self, model: &Model, parameters: &Parameters) -> Result<TorchStep> {
+        let batch = self.next_batch();
+        self.step += 1;
+        let network = TorchNetwork::new(&model.config, parameters)?;
+        let (loss, gradients) = passes(&network, &batch, self.qat)?;
+        let norm = norm(&gradients);
+        let named = network.parameters().keys().zip(gradients);
+        let gradients = named.map(|(name, g)| Ok((name.clone(), from_torch(g)?)));
+        Ok(TorchStep { batch, loss, norm, gradients: gradients.collect::<Result<_>>()? })
+    }
+}
+
+/// What torch makes of one batch.
+#[derive(Debug)]
+pub struct TorchStep {
+    /// What was read.
+    pub batch: Batch,
+    /// The mean loss.
+    pub loss: f64,
+    /// The norm of all gradients together.
+    pub norm: f64,
+    /// The gradient of every parameter.
+    pub gradients: BTreeMap<String, Ours>,
+}
+
+/// Forward and backward.
+fn passes(
+    network: &TorchNetwork,
+    batch: &Batch,
+    qat: Option<TorchQat>,
+) -> Result<(f64, Vec<Tensor>)> {
     let rule = |x: &Tensor, w: &Tensor| -> Result<Tensor> {
         let Some(qat) = qat else { return x.f_linear::<&Tensor>(w, None).map_err(wrong) };
         let x = if qat.activations { straight_through(x, fake_int8(x)) } else { x.shallow_clone() };
-        x.f_linear::<&Tensor>(&straight_through(w, fake_weight(w, qat)), None).map_err(wrong)
-    };
-    let mut losses = Vec::with_capacity(config.steps);
-    for step in 0..config.steps {
-        let batch = windows.batch((step * config.batch) as u64, config.batch);
-        let loss = network.loss(&batch, &rule)?;
-        losses.push(loss.double_value(&[]));
-        let gradients = network.gradients(&loss)?;
-        let square: f64 = gradients
-            .iter()
-            .map(|g| g.to_kind(Kind::Double).square().sum(Kind::Double).double_value(&[]))
-            .sum();
-        let norm = square.sqrt();
-        let clip = if config.clip > 0.0 && norm > config.clip { config.clip / norm } else { 1.0 };
-        let lr = config.lr_at(step);
-        let time = i32::try_from(step + 1).unwrap_or(i32::MAX);
-        tch::no_grad(|| {
-            for ((p, g), moments) in network.parameters().values().zip(&gradients).zip(&mut moments)
-            {
-                adamw(p, &(g * clip), moments, (adam, lr, time));
+        let w = match qat.weights {
+            TorchWeights::Symmetric(bits) => {
+                straight_through(w, fake_weight(w, bits, qat.group_size))
             }
-        });
-    }
-    Ok(losses)
+            TorchWeights::Ranged => ranged(w, qat.group_size),
+        };
+        x.f_linear::<&Tensor>(&w, None).map_err(wrong)
+    };
+    let loss = network.loss(batch, &rule)?;
+    let gradients = network.gradients(&loss)?;
+    Ok((loss.double_value(&[]), gradients))
+}
+
+fn norm(gradients: &[Tensor]) -> f64 {
+    let squares = gradients
+        .iter()
+        .map(|g| g.to_kind(Kind::Double).square().sum(Kind::Double).double_value(&[]));
+    squares.sum::<f64>().sqrt()
 }
 
 /// One step of torch's AdamW, in place.
@@ -98,10 +179,10 @@ fn within(codes: &Tensor, low: f64, high: f64) -> Tensor {
 }
 
 /// Symmetric groups: `scale = 2 · amax / (2ᵇ − 1)`, codes −2ᵇ⁻¹ ..= 2ᵇ⁻¹ − 1.
-fn fake_weight(w: &Tensor, qat: TorchQat) -> (Tensor, Tensor) {
+fn fake_weight(w: &Tensor, bits: u32, group_size: usize) -> (Tensor, Tensor) {
     let w = w.detach();
-    let half = f64::from(1_u32 << (qat.bits - 1));
-    let groups = w.reshape([-1, int(qat.group_size)]);
+    let half = f64::from(1_u32 << (bits - 1));
+    let groups = w.reshape([-1, int(group_size)]);
     let amax = groups.abs().amax([1_i64].as_slice(), true);
     let scale = (amax / ((2.0 * half - 1.0) / 2.0)).clamp_min(f64::from(f32::MIN_POSITIVE));
     let codes = (&groups * scale.reciprocal()).round();
@@ -119,4 +200,19 @@ fn fake_int8(x: &Tensor) -> (Tensor, Tensor) {
     let codes = (&x * scale.reciprocal()).round() + &zero;
     let holds = within(&codes, -128.0, 127.0);
     ((codes.clamp(-128.0, 127.0) - zero) * scale, holds)
+}
+
+/// The value of `quantized`, the gradient of `x`.
+fn rounded(x: &Tensor) -> Tensor {
+    x + (x.round() - x).detach()
+}
+
+/// `dq = (code − 8) · scale + (min + 8 · scale)` with `scale = (max − min) / 15`; min and max are torch's functions.
+fn ranged(w: &Tensor, group_size: usize) -> Tensor {
+    let groups = w.reshape([-1, int(group_size)]);
+    let min = groups.amin([1_i64].as_slice(), true);
+    let scale = (groups.amax([1_i64].as_slice(), true) - &min).clamp_min(1e-6) / 15.0;
+    let zero = &min + &scale * 8.0;
+    let codes = rounded(&((&groups - &min) / &scale)).clamp(0.0, 15.0) - 8.0;
+    (codes * &scale + zero).reshape(w.size())
 }

@@ -115,6 +115,11 @@ impl Device {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
+    /// Its number among the GPUs that the driver shows.
+    pub fn ordinal(&self) -> usize {
+        self.0.context.ordinal()
+    }
+
     /// `NVIDIA H100 80GB HBM3`.
     pub fn name(&self) -> &str {
         &self.0.name

@@ -46,7 +46,7 @@ pub fn anchors(
         for format in Format::ALL {
             next()?;
             let bench = LinearBench { weight: random_weight(format, (n, k)), m: TOKENS.to_vec() };
-            layers.append(linear(device, &ceilings, &bench, &mut baselines)?)?;
+            layers.append(linear(device, &ceilings, &bench, &mut baselines, None)?)?;
         }
     }
     next()?;

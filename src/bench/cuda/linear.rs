@@ -24,14 +24,25 @@ pub struct LinearBench {
 /// What cuBLASLt takes in bf16 for a shape, measured once a run.
 pub type Baselines = HashMap<Shape, f64>;
 
-/// Times a layer for each number of tokens: `x · Wᵀ` with whatever quantization of x belongs to it, results in bf16.
+/// Another library's layer for so many tokens: its name and the microseconds of a call.
+pub type GpuRival<'a> = &'a dyn Fn(&dyn Weight, usize) -> Result<(String, f64)>;
+
+/// Times a layer for each number of tokens: `x · Wᵀ` with whatever quantization of x belongs to it, results in bf16. With a
+/// rival, its time and the ratio stand beside ours.
 pub fn linear(
     device: &Device,
     ceilings: &Ceilings,
     bench: &LinearBench,
     baselines: &mut Baselines,
+    rival: Option<GpuRival<'_>>,
 ) -> Result<Table> {
     let mut table = empty()?;
+    if rival.is_some() {
+        table = table.column("against").column_unit("its time", "µs").column_unit("its time ÷ ours", "×").with_note(
+            "against: another library on the same GPU in the same run, calls queued one behind the other over rotating \
+             weights, without a graph",
+        );
+    }
     let (first, fallback) = to_device(device, &bench.weight)?;
     let copies = copies_of(first.nbytes());
     let mut layers = vec![first];
@@ -61,7 +72,7 @@ pub fn linear(
             None => layers[0].kernel_name(*m),
         };
         let (gb, tflop) = rates(bytes, 2 * m * n * k, us);
-        table.push([
+        let mut cells: Vec<Cell> = vec![
             bench.weight.workflow().into(),
             n.into(),
             k.into(),
@@ -73,7 +84,13 @@ pub fn linear(
             Cell::Float(100.0 * limit / us),
             Cell::Float(baseline),
             Cell::Float(baseline / us),
-        ])?;
+        ];
+        if let Some(rival) = rival {
+            device.synchronize()?;
+            let (name, its) = rival(&*bench.weight, *m)?;
+            cells.extend([name.as_str().into(), Cell::Float(its), Cell::Float(its / us)]);
+        }
+        table.push(cells)?;
     }
     Ok(table)
 }

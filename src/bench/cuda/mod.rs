@@ -9,7 +9,7 @@ mod quantize;
 
 pub use anchors::anchors;
 pub use decode::{decode, prefill};
-pub use linear::{Baselines, LinearBench, linear};
+pub use linear::{Baselines, GpuRival, LinearBench, linear};
 pub use quantize::quantize;
 
 use aolab_kernels::Shape;

@@ -25,8 +25,11 @@ pub(super) fn verify(_cpu: &Cpu, _rng: &mut Rng) -> Result<Vec<Check>> {
         checks.push(check);
         Ok(())
     };
+    // Up to PyTorch 2.11 what rounds beyond 448 is NaN; 2.13 gives 448, for infinity too.
+    let nan_beyond = crate::kernels::libtorch::built_for().starts_with("2.11");
+    let e4m3fn = if nan_beyond { dtypes::e4m3fn_encode } else { dtypes::e4m3fn_encode_saturating };
     check("cast to e4m3fn", "to(float8_e4m3fn)", Kind::Float8e4m3fn, &|x| {
-        dtypes::e4m3fn_decode(dtypes::e4m3fn_encode(x))
+        dtypes::e4m3fn_decode(e4m3fn(x))
     })?;
     check("cast to e5m2", "to(float8_e5m2)", Kind::Float8e5m2, &|x| {
         dtypes::e5m2_decode(dtypes::e5m2_encode(x))

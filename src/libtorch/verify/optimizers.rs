@@ -25,9 +25,9 @@ pub(super) fn verify(cpu: &Cpu, rng: &mut Rng) -> Result<Vec<Check>> {
     let torch_adamw = nn::AdamW { wd: 0.05, ..nn::AdamW::default() };
     let torch_sgd = nn::Sgd { momentum: 0.9, wd: 0.05, ..nn::Sgd::default() };
     Ok(vec![
-        steps(cpu, rng, "AdamW", adam(true), |vs| torch_adamw.build(vs, LR))?,
-        steps(cpu, rng, "Adam", adam(false), |vs| torch_adam.build(vs, LR))?,
-        steps(cpu, rng, "SGD", sgd, |vs| torch_sgd.build(vs, LR))?,
+        steps(cpu, rng, "AdamW", &adam(true), |vs| torch_adamw.build(vs, LR))?,
+        steps(cpu, rng, "Adam", &adam(false), |vs| torch_adam.build(vs, LR))?,
+        steps(cpu, rng, "SGD", &sgd, |vs| torch_sgd.build(vs, LR))?,
     ])
 }
 
@@ -35,7 +35,7 @@ fn steps(
     cpu: &Cpu,
     rng: &mut Rng,
     name: &'static str,
-    config: OptimizerConfig,
+    config: &OptimizerConfig,
     build: impl Fn(&nn::VarStore) -> Result<nn::Optimizer, tch::TchError>,
 ) -> Result<Check> {
     let mut check = Check::new(name, "torch::optim", SUMS);
