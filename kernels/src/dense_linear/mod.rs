@@ -28,6 +28,8 @@ mod tests;
 
 use half::{bf16, f16};
 
+#[cfg(target_arch = "x86_64")]
+use crate::isa::Avx512;
 use crate::parallel::Tile;
 use crate::{Cost, Cpu, Isa, Shape};
 pub(crate) use panels::fetch;
@@ -158,13 +160,11 @@ fn linear(cpu: &Cpu, w: Weight<'_>, x: &[f32], y: &mut [f32], shape: Shape) {
             x86_avx2::gemv(isa, w.slice(rows), x, tile, shape);
         }),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(isa) if shape.m <= GEMV_MAX_M => by_rows(cpu, y, shape, |rows, tile| {
-            x86_avx512::gemv(isa, w.slice(rows), x, tile, shape);
-        }),
+        Isa::Avx512(isa) if shape.m <= GEMV_MAX_M => gemv_avx512(isa, cpu, w, x, (y, shape)),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni(isa) if shape.m <= GEMV_MAX_M => by_rows(cpu, y, shape, |rows, tile| {
-            x86_avx512::gemv(isa.avx512(), w.slice(rows), x, tile, shape);
-        }),
+        Isa::Avx512Vnni(isa) if shape.m <= GEMV_MAX_M => {
+            gemv_avx512(isa.avx512(), cpu, w, x, (y, shape));
+        }
         #[cfg(target_arch = "aarch64")]
         Isa::Neon(isa) if shape.m <= GEMV_MAX_M => by_rows(cpu, y, shape, |rows, tile| {
             aarch64::gemv(isa, w.slice(rows), x, tile, shape);
@@ -180,6 +180,19 @@ fn linear(cpu: &Cpu, w: Weight<'_>, x: &[f32], y: &mut [f32], shape: Shape) {
             panels::gemm_f32(cpu, shape, x, y, &panels::Source { fill: &fill, ahead: &ahead });
         }
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn gemv_avx512(isa: Avx512, cpu: &Cpu, w: Weight<'_>, x: &[f32], (y, shape): (&mut [f32], Shape)) {
+    let reordered: Vec<f32>;
+    let x = match w {
+        Weight::Bf16(_) => {
+            reordered = x86_avx512::even_before_odd(x, shape.k);
+            &reordered
+        }
+        _ => x,
+    };
+    by_rows(cpu, y, shape, |rows, tile| x86_avx512::gemv(isa, w.slice(rows), x, tile, shape));
 }
 
 fn check(w_len: usize, x: &[f32], y: &[f32], shape: Shape) {

@@ -229,10 +229,14 @@ fn multiply_tile<P: Copy + Default>(
         // Every so many calls of `multiply` one piece of the next panel is filled: memory and
         // arithmetic work at once.
         let (every, mut call) = (panels.len(), 0);
+        // Before they are written the results are asked for, a share at each call of `multiply`, too.
+        let mut rest = 0..if start + PANEL_K < k { 0 } else { tile.rows().len() };
+        let share = rest.len().div_ceil(pieces * every);
         let between = || {
             if call % every == 0 {
                 filler.fill(next, start + PANEL_K, call / every);
             }
+            rest.by_ref().take(share).for_each(|token| fetch(tile.row(token), 0, usize::MAX));
             call += 1;
         };
         let part = (panels.clone(), start..k.min(start + PANEL_K));
@@ -310,7 +314,7 @@ fn multiply_block<P: Copy>(
 /// The last one is asked for too: it lies on a line of its own where `start` is not on a line's start.
 pub(crate) fn fetch<T>(data: &[T], start: usize, len: usize) {
     let line = 64 / size_of::<T>();
-    let end = data.len().min(start + len);
+    let end = data.len().min(start.saturating_add(len));
     let numbers = &data[start.min(end)..end];
     for v in numbers.iter().step_by(line).chain(numbers.last()) {
         #[cfg(target_arch = "x86_64")]

@@ -24,8 +24,8 @@ pub(super) struct Pass {
     pub(super) tokens: Range<usize>,
     /// Columns of the weight.
     pub(super) k: usize,
-    /// Whether more tokens than one pass takes want the same rows.
-    again: bool,
+    /// All tokens of the call.
+    pub(super) m: usize,
 }
 
 /// All passes of `n` rows.
@@ -38,7 +38,7 @@ pub(super) fn passes(shape: Shape, n: usize) -> impl Iterator<Item = Pass> {
             rows: row..n.min(row + rows),
             tokens: token..m.min(token + tokens),
             k,
-            again: m > AT_ONCE,
+            m,
         })
     })
 }
@@ -53,6 +53,6 @@ impl Pass {
     /// ([`crate::rows::side_by_side`]) are followed without, and 0 says so.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn ahead(&self) -> usize {
-        if self.again { ROWS * self.k } else { 0 }
+        if self.m > AT_ONCE { ROWS * self.k } else { 0 }
     }
 }

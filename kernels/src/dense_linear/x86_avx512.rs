@@ -1,10 +1,6 @@
 //! AVX-512 bodies.
 
-use std::arch::x86_64::{
-    __m512, _MM_HINT_T0, _mm_prefetch, _mm256_loadu_si256, _mm512_add_ps, _mm512_castsi512_ps,
-    _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_reduce_add_ps,
-    _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
-};
+use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
@@ -16,6 +12,8 @@ use crate::parallel::Tile;
 use crate::rows::side_by_side;
 
 const LANES: usize = 16;
+/// Vectors of a step.
+const L: usize = 2;
 
 /// Some rows of the weight with all tokens (1 to 8); `tile` holds their columns of y.
 pub(super) fn gemv(_isa: Avx512, w: Weight<'_>, x: &[f32], mut tile: Tile<'_, f32>, shape: Shape) {
@@ -26,31 +24,44 @@ pub(super) fn gemv(_isa: Avx512, w: Weight<'_>, x: &[f32], mut tile: Tile<'_, f3
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 fn by_format(w: Weight<'_>, x: &[f32], tile: &mut Tile<'_, f32>, shape: Shape) {
     match w {
-        Weight::F32(w) => by_tokens::<_, 2>(w, x, tile, shape, |w| load(w)),
-        Weight::Bf16(w) => by_tokens::<_, 2>(w, x, tile, shape, |w| load_bf16(w)),
-        Weight::F16(w) => by_tokens::<_, 2>(w, x, tile, shape, |w| load_f16(w)),
+        Weight::F32(w) => by_tokens(w, x, tile, shape, |w| [load(&w[0]), load(&w[1])]),
+        Weight::Bf16(w) => by_tokens(w, x, tile, shape, |w| even_and_odd(w)),
+        Weight::F16(w) => by_tokens(w, x, tile, shape, |w| [load_f16(&w[0]), load_f16(&w[1])]),
     }
+}
+
+/// x as the steps of a bf16 weight meet it: in every 32 columns the even ones before the odd ones, rows filled up with
+/// zeros.
+pub(super) fn even_before_odd(x: &[f32], k: usize) -> Vec<f32> {
+    let padded = k.next_multiple_of(2 * LANES).max(1);
+    let mut all = vec![0.0; x.len() / k.max(1) * padded];
+    for (x, all) in x.chunks_exact(k.max(1)).zip(all.chunks_exact_mut(padded)) {
+        for (x, all) in x.chunks(2 * LANES).zip(all.as_chunks_mut::<{ 2 * LANES }>().0) {
+            x.iter().enumerate().for_each(|(i, x)| all[i % 2 * LANES + i / 2] = *x);
+        }
+    }
+    all
 }
 
 /// Chooses how many rows go together, so that their accumulators (8 to 24) hide the multiply's
 /// latency and fit the 32 registers.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 #[inline]
-fn by_tokens<T: Copy + Default, const L: usize>(
+fn by_tokens<T: Copy + Default>(
     w: &[T],
     x: &[f32],
     tile: &mut Tile<'_, f32>,
     shape: Shape,
-    load: impl Fn(&[T; LANES]) -> __m512,
+    load: impl Fn(&[[T; LANES]; L]) -> [__m512; L],
 ) {
     for pass in passes(shape, tile.cols().len()) {
         match pass.tokens.len() {
-            1 => rows::<T, 4, 1, 2, L>(w, x, tile, &pass, &load),
-            2 => rows::<T, 4, 2, 2, L>(w, x, tile, &pass, &load),
-            3 => rows::<T, 4, 3, 1, L>(w, x, tile, &pass, &load),
-            4 => rows::<T, 4, 4, 1, L>(w, x, tile, &pass, &load),
-            5 => rows::<T, 4, 5, 1, L>(w, x, tile, &pass, &load),
-            _ => rows::<T, 4, 6, 1, L>(w, x, tile, &pass, &load),
+            1 => rows::<T, 4, 1, 2>(w, x, tile, &pass, &load),
+            2 => rows::<T, 4, 2, 2>(w, x, tile, &pass, &load),
+            3 => rows::<T, 4, 3, 1>(w, x, tile, &pass, &load),
+            4 => rows::<T, 4, 4, 1>(w, x, tile, &pass, &load),
+            5 => rows::<T, 4, 5, 1>(w, x, tile, &pass, &load),
+            _ => rows::<T, 3, 6, 1>(w, x, tile, &pass, &load),
         }
     }
 }
@@ -58,17 +69,19 @@ fn by_tokens<T: Copy + Default, const L: usize>(
 /// R rows of the weight at a time, then the rest one by one.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 #[inline]
-fn rows<T: Copy + Default, const R: usize, const M: usize, const A: usize, const L: usize>(
+fn rows<T: Copy + Default, const R: usize, const M: usize, const A: usize>(
     w: &[T],
     x: &[f32],
     tile: &mut Tile<'_, f32>,
     pass: &Pass,
-    load: &impl Fn(&[T; LANES]) -> __m512,
+    load: &impl Fn(&[[T; LANES]; L]) -> [__m512; L],
 ) {
-    let x: [&[f32]; M] = std::array::from_fn(|m| pass.of(x, pass.tokens.start + m));
+    // Rows of x may be longer than those of the weight: see `even_before_odd`.
+    let k = x.len() / pass.m;
+    let x: [&[f32]; M] = std::array::from_fn(|m| &x[(pass.tokens.start + m) * k..][..k]);
     let (together, rest) = side_by_side::<R>(pass.rows.clone());
     for rows in together {
-        let sums = dot::<T, R, M, A, L>(rows.map(|n| pass.of(w, n)), x, pass.ahead(), load);
+        let sums = dot::<T, R, M, A>(rows.map(|n| pass.of(w, n)), x, pass.ahead(), load);
         for (m, sums) in sums.iter().enumerate() {
             for (n, sum) in rows.iter().zip(sums) {
                 tile.row(pass.tokens.start + m)[*n] = *sum;
@@ -76,25 +89,25 @@ fn rows<T: Copy + Default, const R: usize, const M: usize, const A: usize, const
         }
     }
     for n in rest {
-        let sums = dot::<T, 1, M, A, L>([pass.of(w, n)], x, pass.ahead(), load);
+        let sums = dot::<T, 1, M, A>([pass.of(w, n)], x, pass.ahead(), load);
         for (m, sums) in sums.iter().enumerate() {
             tile.row(pass.tokens.start + m)[n] = sums[0];
         }
     }
 }
 
-/// The M × R dot products of M tokens and R rows. A step takes L vectors of each, a cache line or
+/// The M × R dot products of M tokens and R rows. A step takes two vectors of each, a cache line or
 /// two, and spreads them over A sums.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 #[inline]
-fn dot<T: Copy + Default, const R: usize, const M: usize, const A: usize, const L: usize>(
+fn dot<T: Copy + Default, const R: usize, const M: usize, const A: usize>(
     w: [&[T]; R],
     x: [&[f32]; M],
     ahead: usize,
-    load_w: &impl Fn(&[T; LANES]) -> __m512,
+    load_w: &impl Fn(&[[T; LANES]; L]) -> [__m512; L],
 ) -> [[f32; R]; M] {
     let mut sums = [[[_mm512_setzero_ps(); A]; R]; M];
-    let steps = x[0].len() / (LANES * L);
+    let steps = w[0].len() / (LANES * L);
     let ws = w.map(|w| &w.as_chunks::<LANES>().0.as_chunks::<L>().0[..steps]);
     let xs = x.map(|x| &x.as_chunks::<LANES>().0.as_chunks::<L>().0[..steps]);
     for i in 0..steps {
@@ -105,10 +118,10 @@ fn dot<T: Copy + Default, const R: usize, const M: usize, const A: usize, const 
         step(&mut sums, w, std::array::from_fn(|m| &xs[m][i]), load_w);
     }
     let done = steps * LANES * L;
-    if done < x[0].len() {
+    if done < w[0].len() {
         // The last, short step is padded with zeros.
-        let ws = w.map(|w| padded::<T, L>(&w[done..]));
-        let xs = x.map(|x| padded::<f32, L>(&x[done..]));
+        let ws = w.map(|w| padded(&w[done..]));
+        let xs = x.map(|x| padded(&x[done..]));
         step(&mut sums, ws.each_ref(), xs.each_ref(), load_w);
     }
     let mut dots = [[0.0; R]; M];
@@ -135,27 +148,27 @@ fn fetch_ahead<T, const L: usize>(v: &[[T; LANES]; L], ahead: usize) {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 #[inline]
-fn step<T, const R: usize, const M: usize, const A: usize, const L: usize>(
+fn step<T, const R: usize, const M: usize, const A: usize>(
     sums: &mut [[[__m512; A]; R]; M],
     w: [&[[T; LANES]; L]; R],
     x: [&[[f32; LANES]; L]; M],
-    load_w: &impl Fn(&[T; LANES]) -> __m512,
+    load_w: &impl Fn(&[[T; LANES]; L]) -> [__m512; L],
 ) {
+    let mut wide = [[_mm512_setzero_ps(); L]; R];
+    for r in 0..R {
+        wide[r] = load_w(w[r]);
+    }
     for l in 0..L {
-        let mut wide = [_mm512_setzero_ps(); R];
-        for r in 0..R {
-            wide[r] = load_w(&w[r][l]);
-        }
         for m in 0..M {
             let x = load(&x[m][l]);
             for r in 0..R {
-                sums[m][r][l % A] = _mm512_fmadd_ps(wide[r], x, sums[m][r][l % A]);
+                sums[m][r][l % A] = _mm512_fmadd_ps(wide[r][l], x, sums[m][r][l % A]);
             }
         }
     }
 }
 
-fn padded<T: Copy + Default, const L: usize>(tail: &[T]) -> [[T; LANES]; L] {
+fn padded<T: Copy + Default>(tail: &[T]) -> [[T; LANES]; L] {
     let mut all = [[T::default(); LANES]; L];
     all.as_flattened_mut()[..tail.len()].copy_from_slice(tail);
     all
@@ -246,12 +259,15 @@ fn store(to: &mut [f32; LANES], v: __m512) {
 }
 
 /// bf16 is the upper half of an f32.
+/// Thirty-two bf16 as f32, those of even places and those of odd ones: a bf16 is the upper half of an f32.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 #[inline]
-fn load_bf16(v: &[bf16; LANES]) -> __m512 {
-    // SAFETY: `v` is 32 readable bytes; loadu has no alignment need.
-    let v = unsafe { _mm256_loadu_si256(v.as_ptr().cast()) };
-    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(v)))
+fn even_and_odd(v: &[[bf16; LANES]; L]) -> [__m512; L] {
+    // SAFETY: `v` is 64 readable bytes; loadu has no alignment need.
+    let v = unsafe { _mm512_loadu_si512(v.as_ptr().cast()) };
+    let (even, odd) =
+        (_mm512_slli_epi32::<16>(v), _mm512_and_si512(v, _mm512_set1_epi32(-0x1_0000)));
+    [_mm512_castsi512_ps(even), _mm512_castsi512_ps(odd)]
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]

@@ -33,7 +33,13 @@ pub(super) fn dynamic(
     let Shape { m, n, k } = shape;
     // Weights go in as q + 128, so that 128 · Σ a is too much.
     let sum = |m: usize| act.q[m * k..][..k].iter().map(|&a| i32::from(a)).sum::<i32>();
-    let surplus: Vec<i32> = (0..m).map(|m| sum(m) << 7).collect();
+    let mut surplus = vec![0; m];
+    let share = cpu.threads().share(m, 16384_usize.div_ceil(k.max(1)));
+    cpu.threads().chunks_mut(&mut surplus, share, |i, surplus| {
+        for (m, surplus) in surplus.iter_mut().enumerate() {
+            *surplus = sum(i * share + m) << 7;
+        }
+    });
     let epilogue = Epilogue::new(w, act);
     if m > GEMV_MAX_M {
         let x = Packed::new::<4>(cpu, act.q, k, EXACT_BLOCK, gemm::avx512vnni::width(m));

@@ -12,9 +12,13 @@ use super::activation::{Blocks, WORDS};
 use super::{BLOCK_NBYTES, Weight};
 use crate::isa::Avx512Vnni;
 use crate::parallel::Tile;
+use crate::rows::side_by_side;
 
 /// Rows that are multiplied together, so that they share what is loaded of the activations.
 const ROWS: usize = 4;
+
+/// Bytes ahead in each of the streams of rows: without, a step's instructions hide too little of what memory takes.
+const AHEAD: usize = 2 << 10;
 
 /// The rows of a tile times each row of the activations.
 pub(super) fn tile(_: Avx512Vnni, w: &Weight, x: &Blocks, tile: &mut Tile<'_, f32>) {
@@ -33,15 +37,17 @@ pub(super) fn tile(_: Avx512Vnni, w: &Weight, x: &Blocks, tile: &mut Tile<'_, f3
 /// `P` codes a word.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn tile_of<const P: usize>(w: &Weight, x: &Blocks, tile: &mut Tile<'_, f32>) {
-    let rows = tile.cols();
-    let whole = rows.end - rows.len() % ROWS;
-    for m in tile.rows() {
-        let y = tile.row(m);
-        for n in (rows.start..whole).step_by(ROWS) {
-            y[n - rows.start..][..ROWS].copy_from_slice(&rows_of::<P, ROWS>(w, n, x, m));
+    let start = tile.cols().start;
+    for (i, m) in tile.rows().enumerate() {
+        let (together, rest) = side_by_side::<ROWS>(tile.cols());
+        let y = tile.row(i);
+        for rows in together {
+            for (n, sum) in rows.iter().zip(rows_of::<P, ROWS>(w, rows, x, m)) {
+                y[n - start] = sum;
+            }
         }
-        for n in whole..rows.end {
-            y[n - rows.start] = rows_of::<P, 1>(w, n, x, m)[0];
+        for n in rest {
+            y[n - start] = rows_of::<P, 1>(w, [n], x, m)[0];
         }
     }
 }
@@ -78,11 +84,16 @@ fn add_products(mut sum: __m512i, values: __m512i, x: &[i16; WORDS]) -> __m512i 
     sum
 }
 
-/// Rows `n .. n + R` times row `m` of the activations. A lookup reads the low five bits of a word: tables repeat, so that
+/// Some rows times row `m` of the activations. A lookup reads the low five bits of a word: tables repeat, so that
 /// what is above a code is harmless.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn rows_of<const P: usize, const R: usize>(w: &Weight, n: usize, x: &Blocks, m: usize) -> [f32; R] {
+fn rows_of<const P: usize, const R: usize>(
+    w: &Weight,
+    rows: [usize; R],
+    x: &Blocks,
+    m: usize,
+) -> [f32; R] {
     let (vectors, scales) = x.row(m);
     let columns = WORDS * P;
     let whole_row = w.across() == 1;
@@ -90,11 +101,10 @@ fn rows_of<const P: usize, const R: usize>(w: &Weight, n: usize, x: &Blocks, m: 
     let mut first = [0; R];
     let mut tables = [_mm512_setzero_si512(); R];
     for r in 0..R {
-        codes[r] = w.row(n + r).as_chunks::<BLOCK_NBYTES>().0;
-        first[r] = (n + r) / w.block.0 * w.across();
+        codes[r] = w.row(rows[r]).as_chunks::<BLOCK_NBYTES>().0;
+        first[r] = rows[r] / w.block.0 * w.across();
         tables[r] = load(&w.integers[first[r]]);
     }
-    let ahead = R * codes[0].len() * BLOCK_NBYTES;
     let mut sums = [_mm512_setzero_ps(); R];
     for (b, (x, scale)) in vectors.as_chunks::<P>().0.iter().zip(scales).enumerate() {
         let mut dots = [[_mm512_setzero_si512(); 2]; R];
@@ -103,7 +113,7 @@ fn rows_of<const P: usize, const R: usize>(w: &Weight, n: usize, x: &Blocks, m: 
             if !whole_row {
                 tables[r] = load(&w.integers[first[r] + b * columns / w.block.1]);
             }
-            let line = codes[r][b].as_ptr().wrapping_add(ahead);
+            let line = codes[r][b].as_ptr().wrapping_add(AHEAD);
             _mm_prefetch::<_MM_HINT_T1>(line.cast());
             words[r] = load_codes(&codes[r][b]);
         }

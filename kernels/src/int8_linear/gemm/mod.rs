@@ -14,6 +14,7 @@ pub(crate) mod avx512vnni;
 use std::ops::Range;
 
 use crate::block_int16::BlockInt16;
+use crate::dense_linear::fetch;
 use crate::{Cpu, Shape};
 
 /// Rows of weights a unit multiplies: 48 × 128 × 2 bytes are 12 KiB, a multiple of every tile's rows.
@@ -21,6 +22,9 @@ const UNIT_ROWS: usize = 48;
 
 /// Tokens of a unit: their sums for 48 rows take 96 KiB of the second-level cache.
 const UNIT_TOKENS: usize = 512;
+
+/// Tokens that leave a unit together: of every width of a panel (8, 16, 32) a divisor.
+const OUT_TOKENS: usize = 8;
 
 /// Tokens in a panel, rows in a tile.
 #[derive(Clone, Copy, Debug)]
@@ -204,17 +208,21 @@ pub(crate) fn by_blocks<W, T, C>(
     C: Copy + Default,
 {
     let tiling = Tiling { width: x.width, rows: tile_rows };
-    let unit = |rows: Range<usize>, panels: Range<usize>, sums: &mut [C]| {
+    let unit = |rows: Range<usize>, panels: Range<usize>, sums: &mut [C], y: &mut Asked<'_>| {
         let padded = rows.len().next_multiple_of(tile_rows);
-        let share = rows.len().div_ceil((padded / tile_rows) * panels.len());
+        let parts = (padded / tile_rows) * panels.len();
+        let share = rows.len().div_ceil(parts);
+        let tokens_share = (panels.len() * x.width).div_ceil(parts);
         let mut w = WeightBlock::new(padded, x.block);
         for b in 0..x.blocks {
             (weights.fill)(rows.clone(), b, &mut w);
             let mut next = rows.clone().filter(|_| b + 1 < x.blocks);
+            let asked = if b + 1 < x.blocks { 0 } else { tokens_share };
             for (p, sums) in panels.clone().zip(sums.chunks_exact_mut(padded * x.width)) {
                 let tiles = sums.chunks_exact_mut(tile_rows * x.width);
                 for (tile, sums) in tiles.enumerate() {
                     next.by_ref().take(share).for_each(|row| (weights.ahead)(row, b + 1));
+                    y(asked);
                     multiply(w.tile(tile, tile_rows), x.block(p, b), sums);
                 }
             }
@@ -223,14 +231,17 @@ pub(crate) fn by_blocks<W, T, C>(
     run(cpu, shape, y, tiling, unit, finish);
 }
 
-/// Cuts the work into units and calls `unit(rows, panels, sums)` for each, which adds to `sums[panel][row][token]`; then
+/// Asks for the results of so many more tokens to be brought near: written without, each line would be waited for.
+type Asked<'a> = dyn FnMut(usize) + 'a;
+
+/// Cuts the work into units and calls `unit(rows, panels, sums, y)` for each, which adds to `sums[panel][row][token]`; then
 /// `y[m, n] = finish(m, n, sum)`.
 fn run<C: Copy + Default>(
     cpu: &Cpu,
     Shape { m, n, .. }: Shape,
     y: &mut [f32],
     tiling: Tiling,
-    unit: impl Fn(Range<usize>, Range<usize>, &mut [C]) + Sync,
+    unit: impl Fn(Range<usize>, Range<usize>, &mut [C], &mut Asked<'_>) + Sync,
     finish: impl Fn(usize, usize, &[C], &mut [f32]) + Sync,
 ) {
     let Tiling { width, rows: tile_rows } = tiling;
@@ -243,15 +254,25 @@ fn run<C: Copy + Default>(
         let panels = tile.rows().start / width..tile.rows().end.div_ceil(width);
         let padded = tile.cols().len().next_multiple_of(tile_rows);
         let mut sums = vec![C::default(); panels.len() * padded * width];
-        unit(tile.cols(), panels, &mut sums);
-        let first_n = tile.cols().start;
-        let mut row = vec![C::default(); tile.cols().len()];
-        for (t, m) in tile.rows().enumerate() {
-            let from = &sums[t / width * padded * width..][t % width..];
-            for (to, from) in row.iter_mut().zip(from.iter().step_by(width)) {
-                *to = *from;
+        let (first_n, n) = (tile.cols().start, tile.cols().len());
+        let mut rest = 0..tile.rows().len();
+        let mut ask = |tokens: usize| {
+            rest.by_ref().take(tokens).for_each(|t| fetch(tile.row(t), 0, n));
+        };
+        unit(first_n..first_n + n, panels, &mut sums, &mut ask);
+        let mut rows = vec![[C::default(); UNIT_ROWS]; OUT_TOKENS];
+        for (i, m) in tile.rows().step_by(OUT_TOKENS).enumerate() {
+            let (p, lane) = (i * OUT_TOKENS / width, i * OUT_TOKENS % width);
+            let panel = &sums[p * padded * width..][..padded * width];
+            // A cache line of a row's tokens at a time: token by token each line would be asked for sixteen times.
+            for (j, from) in panel.chunks_exact(width).take(n).enumerate() {
+                for (row, from) in rows.iter_mut().zip(&from[lane..]) {
+                    row[j] = *from;
+                }
             }
-            finish(m, first_n, &row, tile.row(t));
+            for (m, row) in (m..tile.rows().end).zip(&rows) {
+                finish(m, first_n, &row[..n], tile.row(m - tile.rows().start));
+            }
         }
     });
 }
