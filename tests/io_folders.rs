@@ -111,6 +111,7 @@ fn parts(from: &Checkpoint) -> Parts<'_> {
             .map(|(v, n)| (v.clone(), p.vector(&v, n).expect(&v)))
             .collect(),
         tokenizer: from.tokenizer.as_ref(),
+        stop: None,
     }
 }
 

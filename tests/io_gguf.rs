@@ -92,6 +92,7 @@ fn blocks_are_saved_and_read_back_bit_for_bit() {
             .map(|(name, (_, k, _))| (name.clone(), c.parameters.vector(name, *k).expect(name)))
             .collect(),
         tokenizer: c.tokenizer.as_ref(),
+        stop: None,
     };
     let target = dir.path().join("saved");
     io::save(&parts, &target, false).expect("an empty place");

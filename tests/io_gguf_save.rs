@@ -19,7 +19,7 @@ fn save(model: &Model, path: &Path) -> aolab::Result<()> {
         weights.push((name, linear.weight));
     }
     let (name, config, tokenizer) = (&model.name, &model.config, model.tokenizer.as_ref());
-    io::gguf::write(&io::Parts { name, config, weights, vectors, tokenizer }, path)
+    io::gguf::write(&io::Parts { name, config, weights, vectors, tokenizer, stop: None }, path)
 }
 
 fn load(path: &Path) -> Model {

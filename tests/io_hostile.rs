@@ -186,7 +186,7 @@ fn small_folder(dir: &Path) {
     let mut weights = vec![("model.embed_tokens".to_owned(), model.embed_tokens.clone())];
     weights.extend(model.linears().into_iter().map(|(name, linear)| (name, linear.weight)));
     let (config, vectors, tokenizer) = (&*model.config, model.vectors(), model.tokenizer.as_ref());
-    let parts = io::Parts { name: "hostile", config, weights, vectors, tokenizer };
+    let parts = io::Parts { name: "hostile", config, weights, vectors, tokenizer, stop: None };
     io::save(&parts, &dir.join("saved"), false).expect("an empty place");
 }
 

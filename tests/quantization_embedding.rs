@@ -35,6 +35,7 @@ fn saved_and_loaded(model: &Model, name: &str) -> Model {
         weights,
         vectors,
         tokenizer: model.tokenizer.as_ref(),
+        stop: None,
     };
     io::save(&parts, &dir, true).expect("saves");
     let back = aolab::load(&dir.to_string_lossy()).expect("loads");

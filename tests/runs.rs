@@ -221,3 +221,43 @@ fn a_folders_own_store_is_found_from_below() {
     assert!(listed.contains("eval perplexity --windows 1 --context 8"), "{listed}");
     assert!(!folder.path().join("data/aolab/runs.sqlite").exists());
 }
+
+#[test]
+fn training_is_kept_with_its_curve_and_drawn_from_the_store() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("runs.sqlite");
+    let mut lab = aolab::Session::new();
+    lab.set_store(Some(&path));
+    lab.run("train tiny --steps 3 --batch 1 --sequence 32 --eval-every 3 --eval-windows 2")
+        .expect("it trains");
+    lab.run("train tiny --qat int4 --group-size 32 --steps 2 --batch 1 --sequence 32")
+        .expect("too");
+    let store = RunStore::open(&path).expect("a store");
+    let found = store.query(&Query { ascending: true, ..Query::default() }).expect("runs");
+    assert_eq!(found.len(), 2);
+    let (id, run) = &found[0];
+    let value = |name: &str| run.metrics.iter().find(|metric| metric.name == name).map(|m| m.value);
+    assert_eq!(value("steps"), Some(3.0));
+    assert!(value("loss").is_some_and(f64::is_finite), "{run:?}");
+    assert!(value("held-out perplexity").is_some_and(|perplexity| perplexity > 1.0), "{run:?}");
+    assert!(run.command.starts_with("train --steps 3") && run.status == "done", "{run:?}");
+    assert!(run.baseline.starts_with("tiny@") && !run.model_hash.is_empty(), "{run:?}");
+    assert!(run.subject.contains("trained") && run.data.contains('@'), "{run:?}");
+    // The curve as it was, and the held-out loss before the first step.
+    assert_eq!(store.result(*id).expect("its table").len(), 4);
+    let mut later = aolab::Session::new();
+    later.set_store(Some(&path));
+    let losses = later.run("runs losses").expect("curves").into_table().expect("a table");
+    assert_eq!(losses.len(), 4 + 2);
+    let figure = later.run("plot loss").expect("a picture").into_figure().expect("a figure");
+    assert!(figure.to_svg().expect("an SVG").contains("trained"));
+    assert!(later.run("runs losses 'loss < 0' | plot loss").is_err(), "nothing to draw");
+    let words = later.run("runs show 99").expect_err("two runs").to_string();
+    assert!(words.contains("no run has the number 99"), "{words}");
+    let words = later.run("set seed x").expect_err("no number").to_string();
+    assert!(words.contains("wanted a whole number"), "{words}");
+    let words = later.run("runs | plot nonsense").expect_err("no such kind").to_string();
+    assert!(words.contains("loss (of training)"), "{words}");
+    let words = later.run("runs | plot loss").expect_err("no losses").to_string();
+    assert!(words.contains("runs losses"), "{words}");
+}

@@ -143,6 +143,11 @@ impl Tape {
         &self.cpu
     }
 
+    /// [`Error::Cancelled`] when somebody wants the work to end.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.cpu.stopped() { Err(Error::Cancelled) } else { Ok(()) }
+    }
+
     /// How matmuls round their factors.
     pub fn precision(&self) -> Precision {
         self.precision
@@ -217,6 +222,7 @@ impl Tape {
         found[start] = Some(gradient);
         for index in (0..=start).rev() {
             if found[index].is_some() {
+                self.check()?;
                 self.step_back(index, &mut found)?;
             }
         }

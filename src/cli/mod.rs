@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use aolab::error::AtPath as _;
 use aolab::io::HubConfig;
@@ -27,6 +28,9 @@ pub(crate) type Launched = std::result::Result<Option<Launch>, String>;
 pub(crate) fn launched(find: impl Fn(&str) -> Option<String>) -> Launched {
     Launch::from_env(find).map_err(|error| error.to_string())
 }
+
+/// A prompt is there 200 ms after Ctrl-C, and what follows a command takes a part of them.
+const PATIENCE: Duration = Duration::from_millis(120);
 
 /// What `main` read from the environment.
 #[derive(Debug)]
@@ -85,6 +89,8 @@ pub(crate) fn main(
     let asked = arguments.lines.is_some() || !arguments.words.is_empty();
     let kernel = serves_jupyter(&arguments.words);
     let interactive = !asked && std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    // Whoever waits at a shell can press twice; what a stopped training still writes is worth waiting for there.
+    session.set_patience((interactive || kernel).then_some(PATIENCE));
     let result = catch_ctrl_c(stop, interactive || kernel)
         .and_then(|()| prepare(&arguments, environment, &mut session))
         .and_then(|()| {

@@ -48,7 +48,7 @@ pub(super) fn fault_of(error: &clap::Error, entry: &Entry, stage: &Stage) -> Fau
             let (got, flag) = (first(ContextKind::InvalidValue), first(ContextKind::InvalidArg));
             let why = std::error::Error::source(error).map(ToString::to_string);
             let why = why.unwrap_or_else(|| "it is not a value of its kind".to_owned());
-            (format!("{flag} cannot be {got:?}: {why}"), got)
+            (format!("{flag} cannot be {got:?}: {}", in_plain_words(why)), got)
         }
         ErrorKind::MissingRequiredArgument => {
             let missing = context(ContextKind::InvalidArg).join(" ");
@@ -83,6 +83,19 @@ fn words_of(value: &ContextValue) -> Vec<String> {
         ContextValue::Strings(texts) => texts.clone(),
         ContextValue::StyledStr(text) => vec![text.to_string()],
         _ => Vec::new(),
+    }
+}
+
+/// What Rust says of a text that is no number, for people who do not know Rust.
+fn in_plain_words(why: String) -> String {
+    match why.as_str() {
+        "invalid digit found in string" | "cannot parse integer from empty string" => {
+            "wanted a whole number".to_owned()
+        }
+        "invalid float literal" | "cannot parse float from empty string" => {
+            "wanted a number".to_owned()
+        }
+        _ => why,
     }
 }
 

@@ -7,7 +7,7 @@ use crate::session::Session;
 use crate::value::{Kind, Value};
 
 /// A command: its arguments (the struct), its help (their doc comments) and what it does.
-pub trait Command: clap::Args + std::fmt::Debug + 'static {
+pub trait Command: clap::Args + std::fmt::Debug + Send + 'static {
     /// As it is typed: `quantize`.
     const NAME: &'static str;
     /// Under which heading help lists it.
@@ -79,7 +79,7 @@ pub struct Example {
 }
 
 /// A command whose arguments are read.
-pub(super) trait Ready {
+pub(super) trait Ready: Send {
     fn run(self: Box<Self>, session: &mut Session, input: Value) -> Result<Value>;
 }
 

@@ -126,18 +126,39 @@ impl Session {
                 }
                 Step::Command { entry, ready, words } => {
                     let input = if i == 0 { self.first_input(entry)? } else { value };
-                    let began = self.begin_measuring();
-                    let result = ready.run(self, input);
-                    if let (true, Ok(Value::Table(table))) = (entry.measures, &result) {
-                        self.keep_runs(&began, (line, &words), table);
-                    }
-                    (entry.name.to_owned(), result)
+                    (entry.name.to_owned(), self.run_command(entry, ready, input, (line, words)))
                 }
             };
             value = if alone { result? } else { result.within(&name)? };
             times.push((name, start.elapsed().as_secs_f64() * 1e3));
         }
         Ok((value, times))
+    }
+
+    /// Runs one command, and keeps what it measured. Scripts are run here: each of their lines can be stopped.
+    fn run_command(
+        &mut self,
+        entry: &'static Entry,
+        ready: Box<dyn Ready>,
+        input: Value,
+        (line, words): (&str, String),
+    ) -> Result<Value> {
+        if matches!(entry.name, "run" | "watch") {
+            return ready.run(self, input);
+        }
+        let line = line.to_owned();
+        self.with_patience(Box::new(move |session| {
+            let began = session.begin_measuring();
+            let result = ready.run(session, input);
+            let stopped = result.as_ref().is_err_and(Error::is_cancelled);
+            session.keep_beside(&began, &line, &words, if stopped { "stopped" } else { "done" });
+            let result = result?;
+            if let (true, Value::Table(table)) = (entry.measures, &result) {
+                session.check()?;
+                session.keep_runs(&began, (&line, &words), table);
+            }
+            Ok(result)
+        }))
     }
 
     fn first_input(&mut self, entry: &Entry) -> Result<Value> {

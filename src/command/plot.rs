@@ -8,6 +8,7 @@ use crate::eval::mask_table;
 use crate::model::Model;
 use crate::plot::{PlotConfig, PlotKind, Theme, figure};
 use crate::session::Session;
+use crate::table::Table;
 use crate::value::{Kind, Value};
 
 /// Draw a table or a layer's zeros: in the terminal, or by `save NAME.svg` as a file.
@@ -15,7 +16,7 @@ use crate::value::{Kind, Value};
 /// Columns that are not named are chosen: the first texts and the first numbers.
 #[derive(Debug, clap::Args)]
 pub(super) struct Plot {
-    /// bars, lines, scatter, histogram, heat-map, layer-map (layers by blocks) or timeline of a table; sparsity of a model
+    /// bars, lines, scatter, histogram, heat-map, layer-map (layers by blocks), timeline or loss (of training) of a table; sparsity of a model
     #[arg(value_name = "KIND", default_value = "bars")]
     kind: What,
     /// For sparsity: whose zeros [default: those of the first sparse layer]
@@ -64,6 +65,7 @@ pub(super) struct Plot {
 enum What {
     Chart(PlotKind),
     Sparsity,
+    Loss,
 }
 
 impl FromStr for What {
@@ -73,12 +75,19 @@ impl FromStr for What {
         if word == SPARSITY {
             return Ok(What::Sparsity);
         }
-        word.parse().map(What::Chart)
+        if word == LOSS {
+            return Ok(What::Loss);
+        }
+        let more = format!("{LOSS} (of training) and {SPARSITY} (of a model)");
+        word.parse().map(What::Chart).map_err(|error| Error::usage(format!("{error}, {more}")))
     }
 }
 
 /// The kind that is not a chart of a table.
 pub(super) const SPARSITY: &str = "sparsity";
+
+/// Losses over steps, with the names that training gives its columns.
+pub(super) const LOSS: &str = "loss";
 
 /// Cells of a picture of zeros along a side.
 const CELLS: usize = 96;
@@ -121,6 +130,7 @@ impl Command for Plot {
         let kind = match self.kind {
             What::Chart(kind) => kind,
             What::Sparsity => return self.sparsity(&input.into_model()?),
+            What::Loss => return self.losses(&input.into_table()?),
         };
         let config = PlotConfig {
             kind,
@@ -141,6 +151,39 @@ impl Command for Plot {
 }
 
 impl Plot {
+    /// One line a run where there are several, and the held-out losses as points of a line of their own where there are any.
+    fn losses(self, table: &Table) -> Result<Value> {
+        let has = |name: &str| table.columns().iter().any(|column| column.name == name);
+        let measured = |name: &str| {
+            let cells = table.column_f64(name);
+            has(name) && cells.is_ok_and(|cells| cells.iter().any(|loss| loss.is_finite()))
+        };
+        if !has("step") || !has("loss") {
+            return Err(Error::usage(format!(
+                "`plot loss` draws losses over steps, and {:?} has no columns step and loss; `runs losses` gives those of runs that are kept",
+                table.title()
+            )));
+        }
+        let by = ["run", "linear layers"].into_iter().find(|name| has(name)).map(str::to_owned);
+        let mut y = vec!["loss".to_owned()];
+        y.extend((by.is_none() && measured("held-out loss")).then(|| "held-out loss".to_owned()));
+        let config = PlotConfig {
+            kind: PlotKind::Lines,
+            x: self.x.or(Some("step".to_owned())),
+            y: if self.y.is_empty() { y } else { self.y },
+            by: self.by.or(by),
+            title: self.title,
+            log_x: self.log_x,
+            log_y: self.log_y,
+            marks: self.mark,
+            theme: self.theme,
+            width: self.width,
+            height: self.height,
+            ..PlotConfig::default()
+        };
+        figure(table, &config).map(Value::from)
+    }
+
     fn sparsity(self, model: &Model) -> Result<Value> {
         let table = mask_table(model, self.layer.as_deref(), self.corner, CELLS)?;
         let columns = table.columns().iter().skip(1).map(|column| column.name.clone());

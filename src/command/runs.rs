@@ -13,7 +13,7 @@ use crate::value::{Kind, Value};
 
 /// List, filter, compare and export what was measured: the run store.
 ///
-/// Every `eval`, `bench`, `compare` and trial of a sweep is kept with its command line, the hashes of model and data, seed, version,
+/// Every `eval`, `bench`, `compare`, `train` and trial of a sweep is kept with its command line, the hashes of model and data, seed, version,
 /// device, kernels and baseline. The store is .aolab/runs.sqlite of this folder or of one above it, if `runs init` made one,
 /// and else one file for all of a user's work; --store FILE names another, and --no-store keeps nothing.
 #[derive(Debug, clap::Args)]
@@ -59,6 +59,15 @@ enum What {
         a: i64,
         /// Another's
         b: i64,
+    },
+    /// The curves of training runs, one below the other, for `plot loss`
+    Losses {
+        /// Which; without it, all
+        #[arg(value_name = "FILTER", default_value = "")]
+        filter: String,
+        /// At most so many, the latest
+        #[arg(long, default_value_t = 8, value_name = "COUNT")]
+        limit: usize,
     },
     /// Write runs into a file, all metrics as columns
     Export(Export),
@@ -131,13 +140,15 @@ impl Command for Runs {
             None => list(&store, "", &self.listing)?,
             Some(What::Where { filter, listing }) => list(&store, &filter, &listing)?,
             Some(What::Show { id }) => {
-                let (mut table, run) = (store.result(id)?, store.get(id)?);
+                let run = store.get(id)?;
+                let mut table = store.result(id)?;
                 for words in about(id, &run) {
                     table.note(words);
                 }
                 table
             }
             Some(What::Diff { a, b }) => diff((a, &store.get(a)?), (b, &store.get(b)?))?,
+            Some(What::Losses { filter, limit }) => losses(&store, &filter, limit)?,
             Some(What::Export(export)) => export.run(session, &store)?,
             Some(What::Gc { filter }) => {
                 let done = store.gc(&filter)?;
@@ -185,6 +196,39 @@ fn list(store: &RunStore, filter: &str, listing: &Listing) -> Result<Table> {
         table.note(format!("{what}; `load tiny | eval perplexity` measures"));
     }
     table.note(format!("in {}", store.path().display()));
+    Ok(table)
+}
+
+/// The curves of the latest training runs that fit: a row a step, with the run's number and model.
+fn losses(store: &RunStore, filter: &str, limit: usize) -> Result<Table> {
+    let trained = "command ~ train and steps > 0";
+    let filter =
+        if filter.is_empty() { trained.to_owned() } else { format!("{trained} and ({filter})") };
+    let query = Query { filter, limit: Some(limit), ..Query::default() };
+    let mut runs = store.query(&query)?;
+    runs.reverse();
+    let mut table = Table::new("Losses of training")
+        .column("run")
+        .column("step")
+        .column_unit("loss", "nats")
+        .column_unit("held-out loss", "nats");
+    for (id, run) in &runs {
+        let curve = store.result(*id)?;
+        let name = Cell::from(format!("{id} {}", run.subject));
+        let column = |name: &str| {
+            curve.columns().iter().position(|column| column.name == name).ok_or_else(|| {
+                Error::invalid(format!("run {id} has kept no {name}; it is of another aolab"))
+            })
+        };
+        let (step, loss, held_out) = (column("step")?, column("loss")?, column("held-out loss")?);
+        for row in curve.rows() {
+            let cells = [step, loss, held_out].map(|at| row[at].clone());
+            table.push(std::iter::once(name.clone()).chain(cells))?;
+        }
+    }
+    if runs.is_empty() {
+        table.note("no training run fits; `train tiny --steps 20` makes one");
+    }
     Ok(table)
 }
 

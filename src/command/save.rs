@@ -135,13 +135,18 @@ impl Command for Save {
             )?,
             "gguf" => {
                 let model = latest(&[Kind::Model])?.into_model()?;
-                with_parts(&model, |parts| io::gguf::write(parts, path))?;
+                with_parts(session, &model, |parts| io::gguf::write(parts, path))?;
             }
-            "pt" | "pth" => save_state_dict(path, &latest(&[Kind::Model])?.into_model()?)?,
+            "pt" | "pth" => {
+                let model = latest(&[Kind::Model])?.into_model()?;
+                save_state_dict(session, path, &model)?;
+            }
             _ => {
                 let model = latest(&[Kind::Model])?.into_model()?;
                 let layout = self.layout.of_files();
-                with_parts(&model, |parts| io::save_as(parts, path, self.overwrite, layout))?;
+                with_parts(session, &model, |parts| {
+                    io::save_as(parts, path, self.overwrite, layout)
+                })?;
             }
         }
         session.note(&format!("saved {}", path.display()));
@@ -192,15 +197,21 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     files::write_atomically(path, |out| out.write_all(bytes))
 }
 
-pub(super) fn save_model(path: &Path, model: &Model, overwrite: bool) -> Result<()> {
-    with_parts(model, |parts| io::save(parts, path, overwrite))
+pub(super) fn save_model(
+    session: &Session,
+    path: &Path,
+    model: &Model,
+    overwrite: bool,
+) -> Result<()> {
+    with_parts(session, model, |parts| io::save(parts, path, overwrite))
 }
 
 /// Every parameter by the name that PyTorch's users know: a quantized weight as the numbers it stands for, and a tied output
 /// layer by both of its names.
-fn save_state_dict(path: &Path, model: &Model) -> Result<()> {
+fn save_state_dict(session: &Session, path: &Path, model: &Model) -> Result<()> {
     let mut tensors = Vec::new();
     let mut add = |module: &str, weight: &Arc<dyn Weight>| -> Result<Tensor> {
+        session.check()?;
         let mut stored = weight.tensors();
         let dense = weight.meta().is_null() && stored.len() == 1;
         let tensor = if dense { stored.remove(0).1 } else { weight.dequantize()? };
@@ -217,10 +228,10 @@ fn save_state_dict(path: &Path, model: &Model) -> Result<()> {
         rest.push(("lm_head.weight".into(), embedding));
     }
     tensors.extend(rest);
-    io::pytorch::write_state_dict(path, &tensors)
+    io::pytorch::write_state_dict_unless(Some(&session.cancel_flag()), path, &tensors)
 }
 
-fn with_parts<T>(model: &Model, write: impl FnOnce(&io::Parts<'_>) -> T) -> T {
+fn with_parts<T>(session: &Session, model: &Model, write: impl FnOnce(&io::Parts<'_>) -> T) -> T {
     let mut weights = vec![("model.embed_tokens".to_owned(), model.embed_tokens.clone())];
     let mut vectors: Vec<_> = model.vectors();
     for (name, linear) in model.linears() {
@@ -228,5 +239,6 @@ fn with_parts<T>(model: &Model, write: impl FnOnce(&io::Parts<'_>) -> T) -> T {
         weights.push((name, linear.weight));
     }
     let (name, config, tokenizer) = (&model.name, &model.config, model.tokenizer.as_ref());
-    write(&io::Parts { name, config, weights, vectors, tokenizer })
+    let stop = session.cancel_flag();
+    write(&io::Parts { name, config, weights, vectors, tokenizer, stop: Some(&stop) })
 }

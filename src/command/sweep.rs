@@ -244,7 +244,7 @@ fn saved(folder: &std::path::Path, pipelines: &[String], base: &Session) -> Resu
             .join("models")
             .join(name.map_or("latest".to_owned(), |name| format!("of-{name}")));
         if !path.exists() {
-            super::save::save_model(&path, model, false)?;
+            super::save::save_model(base, &path, model, false)?;
         }
         let load = format!("load {}", quote(&path.display().to_string()));
         lines.push(name.map_or(load.clone(), |name| format!("{name} = {load}")));

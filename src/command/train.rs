@@ -362,6 +362,12 @@ impl Command for Train {
             expect: "loss",
         },
         Example {
+            line: "train tiny --steps 2 --batch 1 --sequence 32; train tiny --steps 2 --batch 1 --sequence 32 --lr 1e-3; \
+                   runs losses | plot loss",
+            about: "every run is kept with its curve, and two are drawn",
+            expect: "loss",
+        },
+        Example {
             line: "train tiny --steps 2 --batch 2 --sequence 64 --checkpoints run; \
                    train tiny --steps 2 --batch 2 --sequence 64 --checkpoints run --resume",
             about: "checkpoints, and going on from one",
@@ -371,6 +377,10 @@ impl Command for Train {
 
     fn run(self, session: &mut Session, input: Value) -> Result<Value> {
         let mut model = input.into_model()?;
+        session.compares_with(&model);
+        for path in &self.data {
+            session.reads(&path.display().to_string(), texts::read(path)?.as_bytes());
+        }
         let seed = self.seed.unwrap_or(session.seed());
         if self.from_scratch {
             let parameters = Parameters::of(&model, DType::F32)?;
@@ -412,11 +422,14 @@ impl Command for Train {
         }
         session.bind("losses", losses);
         session.bind("curves", trainer.table()?);
+        let trained = trainer.model()?;
+        session.measures(&trained, &[self.batch * self.sequence]);
+        session.measured(trainer.table()?, trainer.metrics());
         if ended == Ended::Stopped {
             return Err(stopped(session, &trainer, self.checkpoints.is_some()));
         }
         session.note(&trainer.summary());
-        Ok(Value::Model(trainer.model()?))
+        Ok(Value::Model(trained))
     }
 }
 

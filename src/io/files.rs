@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use aolab_kernels::mmap::Mapped;
 
@@ -78,6 +79,50 @@ pub(crate) fn write_atomically(
     renamed
 }
 
+/// [`write_atomically`] that gives up with [`Error::Cancelled`] when `stop` is set before the file has its name.
+pub(crate) fn write_unless(
+    stop: Option<&AtomicBool>,
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<()> {
+    let written = write_atomically(path, |out| {
+        write(&mut Stoppable { out, stop })?;
+        out.flush()?;
+        if is_set(stop) { Err(stopped()) } else { Ok(()) }
+    });
+    if is_set(stop) && written.is_err() { Err(Error::Cancelled) } else { written }
+}
+
+pub(crate) fn is_set(stop: Option<&AtomicBool>) -> bool {
+    stop.is_some_and(|stop| stop.load(Ordering::Relaxed))
+}
+
+fn stopped() -> io::Error {
+    io::Error::other("stopped")
+}
+
+/// Refuses to go on when somebody wants to stop.
+pub(crate) struct Stoppable<'a> {
+    pub(crate) out: &'a mut dyn Write,
+    pub(crate) stop: Option<&'a AtomicBool>,
+}
+
+/// A slow disk takes so many bytes within a few milliseconds.
+const PIECE: usize = 4 << 20;
+
+impl Write for Stoppable<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if is_set(self.stop) {
+            return Err(stopped());
+        }
+        self.out.write(&bytes[..bytes.len().min(PIECE)])
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
 /// Writes a file that must not exist yet and waits until it is on disk.
 pub(crate) fn write_new(
     path: &Path,
@@ -104,6 +149,24 @@ mod tests {
         });
         let words = error.expect_err("the disk is full").to_string();
         assert!(words.contains("x.bin") && words.contains("storage"), "{words}");
+        assert_eq!(fs::read(&path).expect("the old file"), b"first");
+        assert_eq!(fs::read_dir(dir.path()).expect("a folder").count(), 1);
+    }
+
+    #[test]
+    fn a_write_that_is_stopped_leaves_the_old_file_and_nothing_else() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let path = dir.path().join("x.bin");
+        let stop = AtomicBool::new(false);
+        write_unless(Some(&stop), &path, |w| w.write_all(b"first")).expect("nobody stops");
+        let result = write_unless(Some(&stop), &path, |w| {
+            w.write_all(b"second")?;
+            stop.store(true, Ordering::Relaxed);
+            w.write_all(b"third")
+        });
+        assert!(result.is_err_and(|error| error.is_cancelled()));
+        let late = write_unless(Some(&stop), &path, |_| Ok(()));
+        assert!(late.is_err_and(|error| error.is_cancelled()), "set before the file had its name");
         assert_eq!(fs::read(&path).expect("the old file"), b"first");
         assert_eq!(fs::read_dir(dir.path()).expect("a folder").count(), 1);
     }

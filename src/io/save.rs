@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use serde_json::{Map, Value as Json, json};
 
@@ -28,6 +29,8 @@ pub struct Parts<'a> {
     pub vectors: Vec<(String, Tensor)>,
     /// The tokenizer, if there is one.
     pub tokenizer: Option<&'a Tokenizer>,
+    /// Writing gives up when this is set, and leaves nothing.
+    pub stop: Option<&'a AtomicBool>,
 }
 
 /// A weight in another program's layout.
@@ -75,10 +78,14 @@ pub fn save_as(
     let written = fs::create_dir(&partial)
         .at(&partial)
         .and_then(|()| write_files(parts, &partial, layout))
+        .and_then(|()| if files::is_set(parts.stop) { Err(Error::Cancelled) } else { Ok(()) })
         .and_then(|()| swap(&partial, dir));
     if written.is_err() {
         // The first error is the one to report; that the rest may stay behind changes nothing in it.
         let _ = fs::remove_dir_all(&partial);
+    }
+    if written.is_err() && files::is_set(parts.stop) {
+        return Err(Error::Cancelled);
     }
     written.map_err(|error| in_final_place(error, &partial, dir))
 }
@@ -196,7 +203,7 @@ fn write_files(parts: &Parts<'_>, dir: &Path, layout: Option<Layout>) -> Result<
         config.insert("quantization_config".into(), quantization);
     }
     let about = (&contents.types, &contents.metadata);
-    write_to_with(&dir.join("model.safetensors"), &contents.tensors, about)?;
+    write_to_with(&dir.join("model.safetensors"), &contents.tensors, about, parts.stop)?;
     write_json(&dir.join("config.json"), &Json::Object(config))?;
     if !parts.config.eos_token_ids.is_empty() {
         let generation = json!({

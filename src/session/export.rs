@@ -1,6 +1,7 @@
 //! What was done, as a notebook and as a Rust program: each does it again.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
@@ -46,10 +47,11 @@ impl Session {
             Ok((value, _)) => Ok(value.clone()),
             Err(error) => Err(error.to_string()),
         };
-        if self.logged.len() == MOST_LOGGED {
-            self.logged.remove(0);
+        let logged = Arc::make_mut(&mut self.logged);
+        if logged.len() == MOST_LOGGED {
+            logged.remove(0);
         }
-        self.logged.push(Logged { source: source.to_owned(), result, took });
+        logged.push(Logged { source: source.to_owned(), result, took });
     }
 
     /// The lines that do the session again: what succeeded and is worth repeating, after the seed that it began with.

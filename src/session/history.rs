@@ -1,6 +1,7 @@
 //! What was done, as a script that does it again.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use super::Session;
 
@@ -56,7 +57,7 @@ impl Session {
     /// Keeps a statement. Those of a script are not kept: the line that ran the script is.
     pub(crate) fn remember_line(&mut self, line: HistoryLine) {
         if self.depth == 0 {
-            self.history.push(line);
+            Arc::make_mut(&mut self.history).push(line);
         }
     }
 
@@ -66,7 +67,7 @@ impl Session {
         // Each line, and whether it still holds; the steps that `undo` goes back, and those that `redo` would do again.
         let mut kept: Vec<(&HistoryLine, bool)> = Vec::new();
         let (mut steps, mut undone): (Vec<usize>, Vec<usize>) = (Vec::new(), Vec::new());
-        for line in &self.history {
+        for line in self.history.iter() {
             match line.effect {
                 Effect::Nothing => {}
                 Effect::Undo => {
@@ -116,7 +117,7 @@ impl Session {
         if self.first_seed != 0 {
             let _ = writeln!(script, "set seed {}", self.first_seed);
         }
-        for line in &self.history {
+        for line in self.history.iter() {
             let commented = || line.source.replace('\n', "\n#   ");
             let _ = match &line.status {
                 _ if !line.replays => Ok(()),

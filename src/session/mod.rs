@@ -14,6 +14,7 @@
 mod export;
 mod history;
 mod inputs;
+mod patience;
 mod progress;
 mod provenance;
 mod state;
@@ -25,6 +26,7 @@ pub use progress::{FrontEnd, Outcome, Silent, Task};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use aolab_kernels::cuda::{self, Device};
 use aolab_kernels::{Compute, Cpu, Isa};
@@ -54,7 +56,7 @@ pub struct Session {
     /// The seed before the first statement, which a replay must start from.
     first_seed: u64,
     timeline: Timeline,
-    history: Vec<HistoryLine>,
+    history: Arc<Vec<HistoryLine>>,
     cancel: Arc<AtomicBool>,
     front: Arc<dyn FrontEnd>,
     hub: Option<HubConfig>,
@@ -67,13 +69,15 @@ pub struct Session {
     /// The kernel times that autoquant has measured.
     pub(crate) autoquant_cache: AutoquantCache,
     /// What statements gave, for reports.
-    logged: Vec<Logged>,
+    logged: Arc<Vec<Logged>>,
     /// The files that the statement under way has read, itself or through what it uses.
     inputs: Vec<Input>,
     /// Where measured numbers are kept, and what the command under way measures with.
     pub(crate) records: provenance::Records,
     /// How many scripts are running within one another.
     pub(crate) depth: usize,
+    /// How long a command may take to stop before it is left alone.
+    patience: Option<Duration>,
 }
 
 impl Default for Session {
@@ -98,7 +102,7 @@ impl Session {
             seed: 0,
             first_seed: 0,
             timeline: Timeline::default(),
-            history: Vec::new(),
+            history: Arc::default(),
             cancel,
             front: Arc::new(Silent),
             hub: None,
@@ -106,36 +110,17 @@ impl Session {
             leaving: false,
             paused: None,
             autoquant_cache: AutoquantCache::default(),
-            logged: Vec::new(),
+            logged: Arc::default(),
             inputs: Vec::new(),
             records: provenance::Records::default(),
             depth: 0,
+            patience: None,
         }
     }
 
     /// Makes `load hf:ORG/NAME` look there.
     pub fn set_hub(&mut self, hub: HubConfig) {
         self.hub = Some(hub);
-    }
-
-    /// A session beside this one that begins with the same variables, models and settings on so many threads, shows nothing, and
-    /// stops with this one.
-    pub(crate) fn fork(&self, threads: usize) -> Session {
-        let cpu = self.cpu_with(self.cpu.isa(), threads);
-        Session {
-            cpu: cpu.clone(),
-            device: self.device.clone(),
-            cuda: self.cuda.clone(),
-            seed: self.seed,
-            first_seed: self.seed,
-            timeline: self.timeline.present(),
-            cancel: Arc::clone(&self.cancel),
-            hub: self.hub.clone(),
-            records: self.records.fork(),
-            // Its lines are no history of anybody's, and a stop is for the session that it came from to hear.
-            depth: self.depth + 1,
-            ..Session::with_cpu(cpu)
-        }
     }
 
     /// Makes `model` the one that commands work on.

@@ -21,6 +21,8 @@ pub(crate) struct Records {
     /// The models that are measured, with the rows that their layers multiply.
     subjects: Vec<(Model, Vec<usize>)>,
     baseline: Option<Model>,
+    /// What a command that gives no table measured besides, and its metrics: training and its losses.
+    beside: Option<(Table, Vec<Metric>)>,
     /// What was read: `sotu@1f2e3d4c`.
     data: Vec<String>,
     /// The sweep under way and the trial.
@@ -86,7 +88,13 @@ impl Session {
         self.records.data.push(format!("{name}@{}", &hash[..16]));
     }
 
+    /// Says what the command under way measured besides what it gives.
+    pub(crate) fn measured(&mut self, table: Table, metrics: Vec<Metric>) {
+        self.records.beside = Some((table, metrics));
+    }
+
     pub(crate) fn begin_measuring(&mut self) -> Began {
+        self.records.beside = None;
         self.records.subjects.clear();
         self.records.data.clear();
         self.records.baseline = None;
@@ -118,6 +126,26 @@ impl Session {
             .map(|(name, metrics)| self.completed(&frame, name, metrics))
             .collect();
         self.keep_finished(&runs);
+    }
+
+    /// Keeps what a command measured besides, with how it ended.
+    pub(crate) fn keep_beside(&mut self, began: &Began, line: &str, command: &str, status: &str) {
+        let Some((table, metrics)) = self.records.beside.take() else { return };
+        if self.records.path.is_none() && self.records.collected.is_none() {
+            return;
+        }
+        let frame = Run {
+            started: began.utc_ms,
+            took: began.at.elapsed().as_secs_f64() * 1e3,
+            line: line.to_owned(),
+            command: command.to_owned(),
+            status: status.to_owned(),
+            table: Some(Arc::new(table)),
+            ..self.frame()
+        };
+        let subject = self.records.subjects.first().map_or("", |(model, _)| &model.name).to_owned();
+        let run = self.completed(&frame, subject, metrics);
+        self.keep_finished(&[run]);
     }
 
     /// What all runs of this session have in common.

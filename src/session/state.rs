@@ -1,5 +1,7 @@
 //! Variables and latest values, and the way back to earlier ones.
 
+use std::sync::Arc;
+
 use indexmap::IndexMap;
 
 use super::Input;
@@ -52,8 +54,8 @@ struct Step {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Timeline {
     pub(super) now: State,
-    past: Vec<Step>,
-    future: Vec<Step>,
+    past: Vec<Arc<Step>>,
+    future: Vec<Arc<Step>>,
 }
 
 impl Timeline {
@@ -64,7 +66,8 @@ impl Timeline {
 
     /// Keeps the present as a step to come back to, before `statement` changes it.
     pub(super) fn advance(&mut self, statement: &str) {
-        self.past.push(Step { statement: statement.to_owned(), state: self.now.clone() });
+        let step = Step { statement: statement.to_owned(), state: self.now.clone() };
+        self.past.push(Arc::new(step));
         if self.past.len() > UNDO_STEPS {
             self.past.remove(0);
         }
@@ -73,17 +76,17 @@ impl Timeline {
 
     /// Goes back one step; gives the statement that was undone.
     pub(super) fn undo(&mut self) -> Option<String> {
-        let step = self.past.pop()?;
+        let step = Arc::unwrap_or_clone(self.past.pop()?);
         let undone = std::mem::replace(&mut self.now, step.state);
-        self.future.push(Step { statement: step.statement.clone(), state: undone });
+        self.future.push(Arc::new(Step { statement: step.statement.clone(), state: undone }));
         Some(step.statement)
     }
 
     /// Does again what was undone last; gives its statement.
     pub(super) fn redo(&mut self) -> Option<String> {
-        let step = self.future.pop()?;
+        let step = Arc::unwrap_or_clone(self.future.pop()?);
         let before = std::mem::replace(&mut self.now, step.state);
-        self.past.push(Step { statement: step.statement.clone(), state: before });
+        self.past.push(Arc::new(Step { statement: step.statement.clone(), state: before }));
         Some(step.statement)
     }
 }

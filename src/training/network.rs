@@ -136,6 +136,7 @@ impl Network {
         let x = options.rule.embedding(tape, table, &batch.inputs).within("model.embed_tokens")?;
         let mut x = pass.dropout(tape, x, 0)?;
         for i in 0..config.num_hidden_layers {
+            tape.check()?;
             let own = vars.below(&format!("model.layers.{i}."));
             x = pass.block(tape, i, &x, &own).within(format!("model.layers.{i}"))?;
         }

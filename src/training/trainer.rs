@@ -15,6 +15,7 @@ use crate::autograd::Tape;
 use crate::error::{Context as _, Error, Result};
 use crate::kernels::Cpu;
 use crate::model::Model;
+use crate::store::Metric;
 use crate::table::{Table, number};
 use crate::tensor::Tensor;
 
@@ -161,6 +162,26 @@ impl Trainer {
         self.curve.losses(&name)
     }
 
+    /// The numbers that a run is known by: its last losses and where it began.
+    pub fn metrics(&self) -> Vec<Metric> {
+        let points = &self.curve.points;
+        let held_out = points.iter().rev().find_map(|point| point.held_out);
+        #[expect(clippy::cast_precision_loss, reason = "a count of steps")]
+        let steps = points.len() as f64;
+        let found = [
+            ("loss", "nats", points.last().map(|point| point.loss)),
+            ("held-out loss", "nats", held_out),
+            ("held-out perplexity", "", held_out.map(f64::exp)),
+            ("held-out perplexity before", "", self.curve.start.map(f64::exp)),
+            ("first loss", "nats", points.first().map(|point| point.loss)),
+            ("steps", "", Some(steps)),
+        ];
+        let metric = |(name, unit, value): (&str, &str, Option<f64>)| {
+            Some(Metric { name: name.to_owned(), unit: unit.to_owned(), value: value? })
+        };
+        found.into_iter().filter_map(metric).collect()
+    }
+
     /// One line: how the losses went.
     pub fn summary(&self) -> String {
         let points = &self.curve.points;
@@ -189,19 +210,31 @@ impl Trainer {
         options: &RunOptions,
         progress: &mut dyn FnMut(&Curve, usize) -> bool,
     ) -> Result<Ended> {
+        // Ranks stop together, between two steps; whoever is alone stops in the middle of one, which is then not done.
+        let cpu = &if self.group.is_some() { cpu.clone().with_stop(None) } else { cpu.clone() };
         if self.step == 0 && options.eval_every > 0 {
             self.curve.start = self.evaluate(cpu)?;
         }
         let every = |count: usize, step: usize| count > 0 && step.is_multiple_of(count);
         while self.step < self.config.steps {
             let stepped = self.step(cpu);
+            if stepped.as_ref().is_err_and(Error::is_cancelled) {
+                if let Some(folder) = options.checkpoints.as_ref().filter(|_| self.step > 0) {
+                    self.save(folder)?;
+                }
+                return Ok(Ended::Stopped);
+            }
             if let (Err(error), Some(group)) = (&stepped, &mut self.group) {
                 group.give_up(&error.to_string());
             }
             let mut point = stepped?;
             let last = self.step == self.config.steps;
             if options.eval_every > 0 && (last || every(options.eval_every, self.step)) {
-                point.held_out = self.evaluate(cpu)?;
+                point.held_out = match self.evaluate(cpu) {
+                    // The step itself is done.
+                    Err(error) if error.is_cancelled() => None,
+                    evaluated => evaluated?,
+                };
             }
             self.curve.points.push(point);
             let wanted = progress(&self.curve, self.config.steps);

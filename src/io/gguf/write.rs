@@ -57,7 +57,7 @@ pub fn write(parts: &Parts<'_>, path: &Path) -> Result<()> {
     }
     entries.extend(rope_divisors(config)?);
     entries.sort_by(|a, b| a.name.cmp(&b.name));
-    files::write_atomically(path, |out| write_file(&head, &entries, out))
+    files::write_unless(parts.stop, path, |out| write_file(&head, &entries, out))
 }
 
 pub(super) fn write_file(head: &Head, entries: &[Entry], out: &mut dyn Write) -> io::Result<()> {

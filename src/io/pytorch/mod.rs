@@ -22,6 +22,7 @@ use self::object::Stored;
 use self::pickle::Pickle;
 use self::storage::Storages;
 pub use self::write::write_state_dict;
+pub(crate) use self::write::write_state_dict_unless;
 use self::zip::Archive;
 use crate::error::{Error, Result, did_you_mean};
 use crate::io::files;

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use super::element::TorchType;
 use crate::error::{Error, Result};
@@ -16,7 +17,15 @@ const ALIGN: u64 = 64;
 /// is renamed once it is complete. Tensors that share their memory share a storage there too. The same tensors give
 /// the same bytes.
 pub fn write_state_dict(path: impl AsRef<Path>, tensors: &[(String, Tensor)]) -> Result<()> {
-    let path = path.as_ref();
+    write_state_dict_unless(None, path.as_ref(), tensors)
+}
+
+/// [`write_state_dict`] that gives up when `stop` is set, and leaves nothing.
+pub(crate) fn write_state_dict_unless(
+    stop: Option<&AtomicBool>,
+    path: &Path,
+    tensors: &[(String, Tensor)],
+) -> Result<()> {
     let mut names = BTreeSet::new();
     if let Some((name, _)) = tensors.iter().find(|(name, _)| !names.insert(name)) {
         return Err(Error::file(path, format!("two tensors would be called {name}")));
@@ -31,7 +40,7 @@ pub fn write_state_dict(path: impl AsRef<Path>, tensors: &[(String, Tensor)]) ->
         }
     }
     let pickle = pickle(tensors, &keys);
-    files::write_atomically(path, |out| {
+    files::write_unless(stop, path, |out| {
         let mut archive = Writer { out, at: 0, directory: Vec::new(), count: 0 };
         archive.record("model/data.pkl", &pickle)?;
         archive.record("model/byteorder", b"little")?;

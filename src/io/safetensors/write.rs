@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use serde_json::{Map, Value as Json, json};
 
@@ -25,7 +26,7 @@ pub(crate) type About<'a> = (&'a BTreeMap<String, &'static str>, &'a BTreeMap<St
 
 /// Writes `tensors` to a new file in a folder that is itself temporary.
 pub(crate) fn write_to(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
-    write_to_with(path, tensors, (&BTreeMap::new(), &BTreeMap::new()))
+    write_to_with(path, tensors, (&BTreeMap::new(), &BTreeMap::new()), None)
 }
 
 /// [`write_to`] with more in the header.
@@ -33,9 +34,10 @@ pub(crate) fn write_to_with(
     path: &Path,
     tensors: &[(String, Tensor)],
     about: About<'_>,
+    stop: Option<&AtomicBool>,
 ) -> Result<()> {
     let plan = Plan::with(tensors, about).map_err(|words| Error::file(path, words))?;
-    files::write_new(path, |out| plan.write(out)).at(path)
+    files::write_new(path, |out| plan.write(&mut files::Stoppable { out, stop })).at(path)
 }
 
 /// The header's bytes, and the tensors in the order of the file.
