@@ -22,9 +22,9 @@ use crate::value::Value;
 /// Content under one MIME type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// `text/plain`, `text/html` or `image/svg+xml`.
+    /// `text/plain`, `text/html`, `image/svg+xml` or `image/png`.
     pub mime: &'static str,
-    /// The content; images are SVG, which is text.
+    /// The content: text, and a PNG in base64.
     pub content: String,
 }
 
@@ -55,16 +55,37 @@ pub fn table_parts(table: &Table) -> Vec<Part> {
     vec![Part::html(table.to_html()), Part::plain(table.to_text(None, false))]
 }
 
-/// A figure as SVG and as text. One that cannot be drawn says why.
+/// A figure as SVG, as PNG for where no SVG is shown, and as text. One that cannot be drawn says why.
 pub fn figure_parts(figure: &Figure) -> Vec<Part> {
     let text = Part::plain(figure.to_text(80, 20, false));
-    match figure.to_svg() {
-        Ok(svg) => vec![Part { mime: "image/svg+xml", content: svg }, text],
+    let (width, height) = figure.size();
+    let images = figure.to_svg().and_then(|svg| Ok((svg, figure.to_png(width, height)?)));
+    match images {
+        Ok((svg, png)) => vec![
+            Part { mime: "image/svg+xml", content: svg },
+            Part { mime: "image/png", content: base64(&png) },
+            text,
+        ],
         Err(error) => {
             let words = escape_html(&error.to_string());
             vec![Part::html(format!("<p>{words}</p>")), text]
         }
     }
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for three in bytes.chunks(3) {
+        let byte = |i: usize| u32::from(three.get(i).copied().unwrap_or(0));
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for digit in 0..4 {
+            let written = digit <= three.len();
+            let six = (bits >> (18 - 6 * digit) & 63) as usize;
+            text.push(if written { char::from(DIGITS[six]) } else { '=' });
+        }
+    }
+    text
 }
 
 /// A model as a tree that opens and closes, and as one line.
@@ -247,16 +268,31 @@ mod tests {
     fn every_value_shows_as_text_and_richer() {
         let mut lab = Session::new();
         lab.run("t = load tiny | size; f = $t | plot; m = load tiny").expect("three values");
-        let cases = [("t", "text/html"), ("f", "image/svg+xml"), ("m", "text/html")];
-        for (name, rich) in cases {
+        let cases: [(&str, &[&str]); 3] = [
+            ("t", &["text/html", "text/plain"]),
+            ("f", &["image/svg+xml", "image/png", "text/plain"]),
+            ("m", &["text/html", "text/plain"]),
+        ];
+        for (name, wanted) in cases {
             let parts = parts(lab.variable(name).expect("bound"));
-            assert_eq!(mimes(&parts), [rich, "text/plain"], "{name}");
+            assert_eq!(mimes(&parts), wanted, "{name}");
             assert!(parts.iter().all(|part| !part.content.trim().is_empty()), "{name}");
         }
         assert!(parts(&Value::Nothing).is_empty());
         assert_eq!(mimes(&parts(&Value::Text("a".into()))), ["text/plain"]);
         let session = session_parts(&lab);
         assert!(session[1].content.contains('m') && session[0].content.contains("<table"));
+    }
+
+    #[test]
+    fn bytes_in_base64_are_those_of_the_standard() {
+        // RFC 4648, section 10.
+        let cases =
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")];
+        for (bytes, text) in cases {
+            assert_eq!(base64(bytes.as_bytes()), text);
+        }
+        assert_eq!(base64(&[0xfb, 0xff, 0xfe]), "+//+");
     }
 
     #[test]

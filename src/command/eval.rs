@@ -144,6 +144,11 @@ impl Command for Eval {
             about: "what a narrower cache costs, format by format",
             expect: "bytes/token",
         },
+        Example {
+            line: "load tiny | eval kv-cache f16,int8,int4 --windows 1 | plot --y 'mean KL' --log-y",
+            about: "the same as a picture",
+            expect: "int4",
+        },
     ];
 
     fn run(self, session: &mut Session, input: Value) -> Result<Value> {

@@ -19,11 +19,18 @@ impl Command for Shapes {
     const GROUP: Group = Group::See;
     const INPUT: &'static [Kind] = &[Kind::Model];
     const OUTPUT: Output = Output::Is(Kind::Table);
-    const EXAMPLES: &'static [Example] = &[Example {
-        line: "load tiny | shapes --m 1,512",
-        about: "what decoding and a prompt of 512 tokens multiply",
-        expect: "model.layers.0.mlp.down_proj",
-    }];
+    const EXAMPLES: &'static [Example] = &[
+        Example {
+            line: "load tiny | shapes --m 1,512",
+            about: "what decoding and a prompt of 512 tokens multiply",
+            expect: "model.layers.0.mlp.down_proj",
+        },
+        Example {
+            line: "quantize tiny --fqn 're:.*down_proj' int8-weight-only --default int4-weight-only | shapes | plot layer-map --y stored",
+            about: "where the bits went, as a picture",
+            expect: "mlp.down_proj",
+        },
+    ];
 
     fn run(self, session: &mut Session, input: Value) -> Result<Value> {
         if self.m.contains(&0) {

@@ -6,7 +6,8 @@ use crate::error::Result;
 use crate::model::Model;
 use crate::table::{Cell, Table};
 
-/// One row a linear layer and M, in the order in which they run: `fqn, M, K, N`, the kernel and what one call moves.
+/// One row a linear layer and M, in the order in which they run: `fqn, M, K, N`, the kernel, the bits of a weight
+/// and what one call moves.
 #[expect(clippy::cast_precision_loss, reason = "for people")]
 pub fn shapes(model: &Model, cpu: &Cpu, rows: &[usize]) -> Result<Table> {
     let mut table = Table::new(format!("Linear layers of {}", model.name))
@@ -16,6 +17,7 @@ pub fn shapes(model: &Model, cpu: &Cpu, rows: &[usize]) -> Result<Table> {
         .column("N")
         .column("workflow")
         .column("kernel")
+        .column_unit("stored", "bits/weight")
         .column("bytes")
         .column_unit("operations", "MFLOP");
     let mut layers = model.linears();
@@ -37,6 +39,7 @@ pub fn shapes(model: &Model, cpu: &Cpu, rows: &[usize]) -> Result<Table> {
                 n.into(),
                 linear.weight.workflow().into(),
                 linear.weight.kernel(cpu, m).into(),
+                Cell::Float(8.0 * linear.weight.nbytes() as f64 / (n * k) as f64),
                 Cell::Bytes(cost.bytes),
                 Cell::Float(cost.flops as f64 * 1e-6),
             ])?;
