@@ -181,7 +181,10 @@ fn on_gpu(session: &mut Session, what: What, model: Result<Model>) -> Result<Tab
         What::Decode { context, tokens, kv_cache } => {
             let model = session.placed(model?.with_kv_cache(kv_cache.get()))?;
             session.measures(&model, &[1]);
-            cuda::decode(&model, &cpu, &cuda::measure_ceilings(device)?, (context, tokens))
+            let ceilings = cuda::measure_ceilings(device)?;
+            let (table, parts) = cuda::decode(&model, &cpu, &ceilings, (context, tokens))?;
+            session.note(&parts.to_text(None, false));
+            Ok(table)
         }
         What::Prefill { tokens, repeats } => {
             let model = session.placed(model?)?;

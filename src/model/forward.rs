@@ -317,6 +317,19 @@ impl Model {
         gpu.time_step(token, past, count)
     }
 
+    /// On a GPU: what each part of a token takes by itself, the median of `count`.
+    pub fn time_parts(
+        &self,
+        token: u32,
+        count: usize,
+        context: &mut Context,
+    ) -> Result<Vec<super::cuda::PartTime>> {
+        context.check_room(count + 1)?;
+        self.check_token(token)?;
+        let (past, gpu) = context.on_gpu(self, self.need_placed()?)?;
+        gpu.time_parts(token, past, count)
+    }
+
     fn need_placed(&self) -> Result<std::sync::Arc<super::cuda::Placed>> {
         self.placed()?.ok_or_else(|| {
             Error::invalid(format!("{} is not on a GPU; use --device cuda", self.name))

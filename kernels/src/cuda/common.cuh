@@ -16,11 +16,15 @@ __device__ __forceinline__ void start_next() {
 }
 // Waits until the kernel before this one has ended and what it wrote can be read. What earlier kernels wrote is read past the
 // first cache (`load…` below): this block may have started while a line of it was still in use there.
-__device__ __forceinline__ void wait_for_previous() {
+__device__ __forceinline__ void wait_alone() {
 #if __CUDA_ARCH__ >= 900
-  start_next();
   asm volatile("griddepcontrol.wait;\n" ::: "memory");
 #endif
+}
+// The same, with the next kernel let in.
+__device__ __forceinline__ void wait_for_previous() {
+  start_next();
+  wait_alone();
 }
 
 // ---- numbers

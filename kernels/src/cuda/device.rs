@@ -5,7 +5,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use cudarc::driver::sys::CUdevice_attribute as Attribute;
+use cudarc::driver::sys::{
+    CUdevice_attribute as Attribute, CUfunction_attribute as FunctionAttribute,
+};
 use cudarc::driver::{CudaContext, CudaModule, CudaStream};
 use cudarc::nvrtc::Ptx;
 
@@ -188,6 +190,10 @@ impl Device {
         let function = module.load_function(name).map_err(|error| {
             CudaError::from(error).within(&format!("{name} of {}", source.name))
         })?;
+        if source.whole_shared {
+            let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+            function.set_attribute(attribute, 100)?;
+        }
         Ok(Kernel::new(self.clone(), function))
     }
 

@@ -4,7 +4,7 @@
 //! rounded once more: 2⁻⁹ relative.
 
 use super::launch::int;
-use super::sources::{DECODE, PREFILL, SMALL};
+use super::sources::{DECODE, PREFILL, QUANTIZE, SMALL};
 use super::{Buffer, CudaError, CudaResult, Device, Grid};
 
 /// `x (M, K) = table (V, K)[tokens]`; a token outside the vocabulary gives NaN.
@@ -165,17 +165,22 @@ pub struct DecodeScratch {
     parts: Buffer<f32>,
     tickets: Buffer<i32>,
     splits: usize,
+    /// Query heads of a block.
+    group: usize,
 }
 
 impl DecodeScratch {
     /// For models like `heads`.
     pub fn new(device: &Device, heads: &Heads) -> CudaResult<DecodeScratch> {
         heads.check()?;
+        // Heads that share keys are done apart where the cache is short: then starting and ending is what takes time.
+        let group = if heads.capacity <= 2048 { 1 } else { heads.heads / heads.kv_heads };
+        let rows = heads.heads / group;
         // Two blocks a multiprocessor at most, and no more than parts of 256 positions.
-        let most = (2 * device.multiprocessors()).div_ceil(heads.kv_heads);
+        let most = (2 * device.multiprocessors()).div_ceil(rows);
         let splits = heads.capacity.div_ceil(256).clamp(1, most);
         let parts = device.uninit(heads.heads * splits * (heads.head_dim + 2))?;
-        Ok(DecodeScratch { parts, tickets: device.zeros(heads.kv_heads)?, splits })
+        Ok(DecodeScratch { parts, tickets: device.zeros(rows)?, splits, group })
     }
 }
 
@@ -194,11 +199,13 @@ pub fn attention_decode(
     assert!(got == wanted && cache.values.len() == wanted.1, "{got:?} numbers for {heads:?}");
     let defines = [
         format!("AO_HEAD_DIM={}", heads.head_dim),
-        format!("AO_GROUP={}", heads.heads / heads.kv_heads),
+        format!("AO_GROUP={}", scratch.group),
+        format!("AO_SHARE={}", heads.heads / heads.kv_heads),
     ];
     let kernel = device.kernel(&DECODE, &defines, "attention_decode")?;
-    let threads = if heads.heads / heads.kv_heads > 4 { 128 } else { 256 };
-    let grid = Grid { blocks: (heads.kv_heads, scratch.splits, 1), threads, shared: 0 };
+    let threads = if scratch.group > 4 { 128 } else { 256 };
+    let blocks = (heads.heads / scratch.group, scratch.splits, 1);
+    let grid = Grid { blocks, threads, shared: 0 };
     kernel.launch(
         grid,
         &[
@@ -339,4 +346,54 @@ pub fn quantize_int8_rows_into(
     into: (&Buffer<u8>, &Buffer<f32>),
 ) -> CudaResult<()> {
     super::linear::quantize_rows_into(device, "quantize_int8_rows", x, k, into)
+}
+
+/// How the power of two of a block of MX is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MxRounding {
+    /// `floor(log2 amax) − 8`: the largest values may saturate.
+    Floor,
+    /// `ceil(log2(amax / 448))`.
+    Rceil,
+}
+
+/// Threads of a block, and pieces of eight numbers that each reads, of the kernels that quantize in blocks of columns.
+const BLOCKWISE: (usize, usize) = (256, 4);
+
+/// x (M, K) of bf16 to MX's e4m3 in blocks of 32 columns: codes (M, K) and e8m0 scales (M, K / 32), as torchao 0.18 has them.
+pub fn quantize_mxfp8_into(
+    device: &Device,
+    x: &Buffer<u16>,
+    rounding: MxRounding,
+    (q, scales): (&Buffer<u8>, &Buffer<u8>),
+) -> CudaResult<()> {
+    let len = x.len();
+    assert!(len.is_multiple_of(32) && q.len() == len && scales.len() == len / 32, "whole blocks");
+    let name = match rounding {
+        MxRounding::Floor => "quantize_mxfp8_floor",
+        MxRounding::Rceil => "quantize_mxfp8_rceil",
+    };
+    let (threads, at_once) = BLOCKWISE;
+    let arguments = [x.into(), q.into(), scales.into(), (len as u64 / 8).into()];
+    let grid = Grid::line((len / 8).div_ceil(threads * at_once), threads);
+    device.kernel(&QUANTIZE, &[], name)?.launch(grid, &arguments)
+}
+
+/// x (M, K) of bf16 to NVFP4: codes (M, K / 2), the even column in the low nibble, and e4m3 scales (M, K / 16), under `above` if there
+/// is such a scale.
+pub fn quantize_nvfp4_into(
+    device: &Device,
+    x: &Buffer<u16>,
+    above: Option<f32>,
+    (q, scales): (&Buffer<u8>, &Buffer<u8>),
+) -> CudaResult<()> {
+    let len = x.len();
+    assert!(len.is_multiple_of(16) && q.len() == len / 2 && scales.len() == len / 16, "blocks");
+    let (threads, at_once) = BLOCKWISE;
+    let has_above = int(usize::from(above.is_some()));
+    let pieces = (len as u64 / 8).into();
+    let arguments =
+        [x.into(), q.into(), scales.into(), pieces, above.unwrap_or(1.0).into(), has_above];
+    let grid = Grid::line((len / 8).div_ceil(threads * at_once), threads);
+    device.kernel(&QUANTIZE, &[], "quantize_nvfp4")?.launch(grid, &arguments)
 }

@@ -1,15 +1,5 @@
 // Activations and weights to low precision, bit for bit as torchao's formulas have it. One block a row unless said otherwise.
 
-// The largest |x| of a row of bf16, NaN if there is one. Bits without the sign compare as integers, and NaN is largest.
-__device__ __forceinline__ u32 largest_bits(const uint4& v, u32 so_far) {
-  const u32 words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    so_far = max(so_far, words[i] & 0x7fffu);
-    so_far = max(so_far, words[i] >> 16 & 0x7fffu);
-  }
-  return so_far;
-}
 __device__ __forceinline__ u32 block_max_bits(u32 v, u32* scratch) {
   v = __reduce_max_sync(~0u, v);
   if ((threadIdx.x & 31) == 0) scratch[threadIdx.x >> 5] = v;
@@ -17,39 +7,6 @@ __device__ __forceinline__ u32 block_max_bits(u32 v, u32* scratch) {
   u32 all = 0;
   for (int i = 0; i < (int)(blockDim.x >> 5); ++i) all = max(all, scratch[i]);
   return all;
-}
-// Four floats to e4m3, ties to even, beyond 448 saturated, NaN kept.
-__device__ __forceinline__ u32 to_e4m3(float a, float b, float c, float d) {
-#if __CUDA_ARCH__ >= 890
-  u16 low, high;
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;\n" : "=h"(low) : "f"(b), "f"(a));
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;\n" : "=h"(high) : "f"(d), "f"(c));
-  return low | (u32)high << 16;
-#else
-  const float v[4] = {a, b, c, d};
-  u32 out = 0;
-  for (int i = 0; i < 4; ++i) {
-    u32 bits = __float_as_uint(v[i]), sign = bits >> 24 & 0x80;
-    float x = fminf(fabsf(v[i]), 448.f);
-    u32 code;
-    if (v[i] != v[i]) code = 0x7f;
-    else if (x < 0.015625f) code = (u32)__float2int_rn(x * 512.f);
-    else {
-      u32 u = __float_as_uint(x);
-      u += 0x7ffffu + (u >> 20 & 1);
-      code = (u >> 20) - (120 << 3);
-    }
-    out |= (code | sign) << (8 * i);
-  }
-  return out;
-#endif
-}
-// An e4m3 code as bf16, exactly.
-__device__ __forceinline__ u16 e4m3_to_bf16(u32 code) {
-  u32 bits = (code & 0x80) << 8 | (code & 0x7f) << 4;
-  if ((code & 0x7f) == 0x7f) return (u16)(bits | 0x7fc0);
-  // 2^120: e4m3's bias is 7, bf16's 127.
-  return f32_to_bf16(bf16_to_f32((u16)bits) * __uint_as_float(0x7b800000u));
 }
 __device__ __forceinline__ u32 to_int8(float a, float b, float c, float d) {
   const float v[4] = {a, b, c, d};
@@ -96,7 +53,7 @@ template <int kind> __device__ __forceinline__ void quantize_rows(const u16* x, 
   for (int j = 0; j < AO_HELD; ++j) bits = largest_bits(held[j], bits);
   for (int i = threadIdx.x + AO_HELD * blockDim.x; i < pieces; i += blockDim.x) bits = largest_bits(load16(row + 8 * i), bits);
   float amax = low_bf16(block_max_bits(bits, scratch));
-  float scale = kind == E4M3 ? bf16_to_f32(f32_to_bf16(__fdiv_rn(amax, 448.f))) : __fdiv_rn(amax, 127.5f);
+  float scale = kind == E4M3 ? e4m3_scale(amax) : __fdiv_rn(amax, 127.5f);
   if (kind == INT8 && scale < 1.1920928955078125e-7f) scale = 1.1920928955078125e-7f;
   float inv_scale = __fdiv_rn(1.f, scale);
   if (threadIdx.x == 0) scales[blockIdx.x] = scale;
@@ -123,7 +80,7 @@ template <int kind> __device__ __forceinline__ void quantize_codes(const u16* x,
   u32 bits = 0;
   for (int i = threadIdx.x; i < k; i += blockDim.x) bits = max(bits, (u32)load_u16(row + i) & 0x7fffu);
   float amax = low_bf16(block_max_bits(bits, scratch));
-  float scale = kind == E4M3 ? bf16_to_f32(f32_to_bf16(__fdiv_rn(amax, 448.f))) : __fdiv_rn(amax, 127.5f);
+  float scale = kind == E4M3 ? e4m3_scale(amax) : __fdiv_rn(amax, 127.5f);
   if (kind == INT8 && scale < 1.1920928955078125e-7f) scale = 1.1920928955078125e-7f;
   float inv_scale = __fdiv_rn(1.f, scale);
   if (threadIdx.x == 0) scales[blockIdx.x] = scale;
@@ -149,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(512) largest_of_all(const u16* x, u
 // q (M, K) e4m3 = x (M, K) bf16 / scale, one scale for all: amax / 448 rounded to bf16 as x is. `scales` (M) gets it for every row.
 extern "C" __global__ void __launch_bounds__(512) quantize_e4m3_all(const u16* x, u32* q, const u32* amax, float* scales, int k) {
   wait_for_previous();
-  float scale = bf16_to_f32(f32_to_bf16(__fdiv_rn(low_bf16((u32)load_int((const int*)amax)), 448.f)));
+  float scale = e4m3_scale(low_bf16((u32)load_int((const int*)amax)));
   if (threadIdx.x == 0) scales[blockIdx.x] = scale;
   const u16* row = x + (size_t)blockIdx.x * k;
   uint2* out = (uint2*)(q + (size_t)blockIdx.x * k / 4);
@@ -168,4 +125,101 @@ extern "C" __global__ void scale_int32(const int* sums, const float* x_scale, co
   float v = (float)load_int(sums + at) * load_f32(x_scale + blockIdx.y) * w_scale[i];
   if (is_f32) ((float*)y)[at] = v;
   else ((u16*)y)[at] = f32_to_bf16(v);
+}
+
+// ---- blocks of columns; K is whole blocks, so that rows need not be told apart
+
+#define AO_AT_ONCE 4  // pieces that a thread reads before it writes the first
+
+enum Rounding { FLOOR = 0, RCEIL = 1 };
+
+// The e8m0 byte of a block whose largest |x| has these bits in bf16, and what its numbers are multiplied by: the quotients of torchao's 0.18 by
+// powers of two, exactly.
+template <int rounding> __device__ __forceinline__ u32 mx_scale(u32 amax, float& factor) {
+  if (amax > 0x7f80u) {
+    factor = rounding == RCEIL ? __uint_as_float(0x7fc00000u) : 0.f;
+    return 255;
+  }
+  if (rounding == FLOOR) {
+    const u32 code = max((int)(amax >> 7) - 8, 0);
+    factor = __uint_as_float((code == 0 ? 253u : 254u - code) << 23);
+    return code;
+  }
+  if (amax == 0x7f80u) {
+    factor = __uint_as_float(0x00400000u);
+    return 254;
+  }
+  // No bf16 number over 448 comes so near a power of two that its logarithm in f32 would be rounded to it.
+  const u32 bits = __float_as_uint(__fdiv_rn(low_bf16(amax), 448.f));
+  const u32 code = bits < 0x00800000u ? (bits > 0x00400000u ? 1u : 0u) : (bits >> 23) + ((bits & 0x7fffffu) ? 1u : 0u);
+  factor = code == 0 ? 1.f : __uint_as_float((254u - code) << 23);
+  return code;
+}
+// q (M, K) e4m3, scales (M, K / 32) e8m0 = x (M, K) bf16. `pieces` of 8 numbers, four to a block.
+template <int rounding> __device__ __forceinline__ void quantize_mxfp8(const u16* x, u32* q, u8* scales, u64 pieces) {
+  wait_for_previous();
+  const u64 first = blockIdx.x * (u64)(AO_AT_ONCE * blockDim.x) + threadIdx.x;
+  uint4 v[AO_AT_ONCE];
+#pragma unroll
+  for (int j = 0; j < AO_AT_ONCE; ++j) {
+    const u64 i = first + j * blockDim.x;
+    v[j] = i < pieces ? load16(x + 8 * i) : make_uint4(0, 0, 0, 0);
+  }
+#pragma unroll
+  for (int j = 0; j < AO_AT_ONCE; ++j) {
+    const u64 i = first + j * blockDim.x;
+    u32 amax = largest_bits(v[j], 0);
+    amax = max(amax, __shfl_xor_sync(~0u, amax, 1));
+    amax = max(amax, __shfl_xor_sync(~0u, amax, 2));
+    float by;
+    const u32 code = mx_scale<rounding>(amax, by);
+    if (i >= pieces) continue;
+    if (i % 4 == 0) scales[i / 4] = code;
+    ((uint2*)q)[i] = make_uint2(to_e4m3(low_bf16(v[j].x) * by, high_bf16(v[j].x) * by, low_bf16(v[j].y) * by, high_bf16(v[j].y) * by),
+                                to_e4m3(low_bf16(v[j].z) * by, high_bf16(v[j].z) * by, low_bf16(v[j].w) * by, high_bf16(v[j].w) * by));
+  }
+}
+extern "C" __global__ void __launch_bounds__(256) quantize_mxfp8_floor(const u16* x, u32* q, u8* scales, u64 pieces) { quantize_mxfp8<FLOOR>(x, q, scales, pieces); }
+extern "C" __global__ void __launch_bounds__(256) quantize_mxfp8_rceil(const u16* x, u32* q, u8* scales, u64 pieces) { quantize_mxfp8<RCEIL>(x, q, scales, pieces); }
+
+// The fp4 code of v, ties to even, beyond 6 saturated. A step of v's power of two (of 1 below it) is the last bit of the number that is added.
+__device__ __forceinline__ u32 to_e2m1(float v) {
+  const float size = fminf(fabsf(v), 6.f);
+  const u32 power = max(__float_as_uint(size) & 0x7f800000u, 0x3f800000u), magic = power + (22u << 23);
+  const u32 steps = __float_as_uint(size + __uint_as_float(magic)) - magic;
+  return (steps + (power >> 22) - 254u) | (__float_as_uint(v) >> 28 & 8);
+}
+__device__ __forceinline__ u32 to_e2m1_8(uint4 v, float by) {
+  const u32 words[4] = {v.x, v.y, v.z, v.w};
+  u32 out = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) out |= to_e2m1(low_bf16(words[i]) * by) << (8 * i) | to_e2m1(high_bf16(words[i]) * by) << (8 * i + 4);
+  return out;
+}
+// q (M, K / 2) fp4, the even column in the low nibble, scales (M, K / 16) e4m3 = x (M, K) bf16: e4m3(amax / 6), or with a scale above all
+// e4m3(amax / 6 / above), at least 2⁻⁶. `pieces` of 8 numbers, two to a block.
+extern "C" __global__ void __launch_bounds__(256) quantize_nvfp4(const u16* x, u32* q, u8* scales, u64 pieces, float above, int has_above) {
+  wait_for_previous();
+  const u64 first = blockIdx.x * (u64)(AO_AT_ONCE * blockDim.x) + threadIdx.x;
+  uint4 v[AO_AT_ONCE];
+#pragma unroll
+  for (int j = 0; j < AO_AT_ONCE; ++j) {
+    const u64 i = first + j * blockDim.x;
+    v[j] = i < pieces ? load16(x + 8 * i) : make_uint4(0, 0, 0, 0);
+  }
+#pragma unroll
+  for (int j = 0; j < AO_AT_ONCE; ++j) {
+    const u64 i = first + j * blockDim.x;
+    u32 amax = largest_bits(v[j], 0);
+    amax = max(amax, __shfl_xor_sync(~0u, amax, 1));
+    float scale = __fdiv_rn(low_bf16(amax), 6.f);
+    if (has_above) scale = __fdiv_rn(scale, above);
+    if (scale < 0.015625f) scale = 0.015625f;
+    const u32 code = to_e4m3(scale, 0.f, 0.f, 0.f) & 255;
+    const float decoded = bf16_to_f32(e4m3_to_bf16(code));
+    const float by = has_above ? __fdiv_rn(__fdiv_rn(1.f, above), decoded) : __fdiv_rn(1.f, decoded);
+    if (i >= pieces) continue;
+    if (i % 2 == 0) scales[i / 2] = code;
+    q[i] = to_e2m1_8(v[j], by);
+  }
 }

@@ -6,6 +6,9 @@ const COMMON: &str = include_str!("common.cuh");
 /// Codes to the factors of tensor cores.
 const DECODE_CODES: &str = include_str!("linear/decode.cuh");
 
+/// bf16 to e4m3 and back.
+const FLOAT8: &str = include_str!("float8.cuh");
+
 /// Hopper's barriers, copies and clusters.
 const HOPPER: &str = include_str!("hopper.cuh");
 
@@ -20,6 +23,9 @@ pub struct Source {
     pub text: &'static str,
     /// Needs `wgmma` and tensor maps: compiled for Hopper alone.
     pub hopper_only: bool,
+    /// Wants as much of a multiprocessor's memory as it can get as shared memory. A multiprocessor has to run empty before its memory is
+    /// divided anew, so that neighbours in a token should agree; kernels that load to registers want the rest as cache.
+    pub whole_shared: bool,
     /// The specialisations that the check compiles, `-D` words apart by spaces; one that starts with `!` is not
     /// hot, and may spill registers.
     pub variants: &'static [&'static str],
@@ -38,6 +44,7 @@ pub static FEW_TOKENS: Source = Source {
     headers: &[DECODE_CODES],
     text: include_str!("linear/few_tokens.cu"),
     hopper_only: false,
+    whole_shared: false,
     variants: &[
         "AO_BITS=4 AO_NT=1 AO_RT=1 AO_RW=1 AO_KW=8 AO_U=2 AO_STAGES=3 AO_MIN_BLOCKS=1 AO_FLUSH=4",
         "AO_BITS=4 AO_NT=1 AO_RT=1 AO_RW=1 AO_KW=8 AO_U=4 AO_STAGES=3 AO_MIN_BLOCKS=1 AO_FLUSH=4",
@@ -53,6 +60,8 @@ pub static FEW_TOKENS: Source = Source {
         "AO_BITS=4 AO_TABLE AO_NT=1 AO_RT=2 AO_RW=1 AO_KW=4 AO_U=4 AO_STAGES=2 AO_MIN_BLOCKS=1 AO_FLUSH=1 AO_F32_SCALE",
         "AO_BITS=4 AO_TABLE AO_NT=4 AO_RT=1 AO_RW=2 AO_KW=4 AO_U=2 AO_STAGES=3 AO_MIN_BLOCKS=1 AO_FLUSH=4",
         "AO_BITS=8 AO_PACKED AO_NT=1 AO_RT=1 AO_RW=1 AO_KW=8 AO_U=4 AO_STAGES=3 AO_MIN_BLOCKS=2",
+        "AO_BITS=8 AO_PACKED AO_NORM AO_NT=1 AO_RT=1 AO_RW=1 AO_KW=8 AO_U=4 AO_STAGES=3 AO_MIN_BLOCKS=2",
+        "AO_BITS=8 AO_PACKED AO_NORM AO_NT=1 AO_RT=1 AO_RW=1 AO_KW=4 AO_U=4 AO_STAGES=3 AO_MIN_BLOCKS=3",
         "AO_BITS=8 AO_PACKED AO_NT=2 AO_RT=1 AO_RW=2 AO_KW=4 AO_U=2 AO_STAGES=3 AO_MIN_BLOCKS=1",
         "AO_BITS=8 AO_PACKED AO_FLOAT8 AO_NT=1 AO_RT=1 AO_RW=1 AO_KW=8 AO_U=4 AO_STAGES=3 AO_MIN_BLOCKS=2",
         "AO_BITS=8 AO_NT=1 AO_RT=1 AO_RW=1 AO_KW=8 AO_U=4 AO_STAGES=3 AO_MIN_BLOCKS=2",
@@ -61,7 +70,37 @@ pub static FEW_TOKENS: Source = Source {
         "AO_BITS=8 AO_NT=4 AO_RT=1 AO_RW=2 AO_KW=4 AO_U=2 AO_STAGES=3 AO_MIN_BLOCKS=1",
         "AO_BITS=8 AO_NT=8 AO_RT=1 AO_RW=4 AO_KW=2 AO_U=2 AO_STAGES=3 AO_MIN_BLOCKS=1",
         "AO_BITS=16 AO_NT=1 AO_RT=1 AO_RW=1 AO_KW=8 AO_U=4 AO_STAGES=3 AO_MIN_BLOCKS=2",
+        "AO_BITS=16 AO_NORM AO_NT=1 AO_RT=1 AO_RW=1 AO_KW=8 AO_U=4 AO_STAGES=3 AO_MIN_BLOCKS=2",
     ],
+};
+
+/// Linear layers with one token.
+pub static ONE_TOKEN: Source = Source {
+    name: "one_token",
+    headers: &[DECODE_CODES, FLOAT8],
+    text: include_str!("linear/one_token.cu"),
+    hopper_only: false,
+    whole_shared: true,
+    variants: &[
+        "",
+        "AO_X=1",
+        "AO_X=2",
+        "AO_FLUSH=4",
+        "AO_FLUSH=2 AO_X=1",
+        "AO_FLUSH=1 AO_F32_SCALE",
+        "AO_FLUSH=4 AO_TABLE AO_F32_SCALE",
+        "AO_FLUSH=4 AO_TABLE AO_X=1",
+    ],
+};
+
+/// The steps before [`ONE_TOKEN`].
+pub static LADDER: Source = Source {
+    name: "ladder",
+    headers: &[],
+    text: include_str!("linear/ladder.cu"),
+    hopper_only: false,
+    whole_shared: false,
+    variants: &[""],
 };
 
 /// Linear layers with many tokens, by Hopper's warpgroup products.
@@ -70,6 +109,7 @@ pub static WGMMA: Source = Source {
     headers: &[HOPPER, DECODE_CODES],
     text: include_str!("linear/wgmma.cu"),
     hopper_only: true,
+    whole_shared: false,
     variants: &[
         "AO_KIND=INT4 AO_TN=16 AO_RT=1 AO_WG=1 AO_STAGES=12 AO_CHUNKS=2 AO_GPS=1 AO_BLOCKS=2",
         "AO_KIND=INT4 AO_TN=64 AO_RT=1 AO_WG=2 AO_STAGES=7 AO_CHUNKS=2 AO_GPS=1",
@@ -94,6 +134,7 @@ pub static PACK: Source = Source {
     headers: &[DECODE_CODES],
     text: include_str!("linear/pack.cu"),
     hopper_only: false,
+    whole_shared: false,
     variants: &[""],
 };
 
@@ -103,6 +144,7 @@ pub static SMALL: Source = Source {
     headers: &[],
     text: include_str!("small_ops.cu"),
     hopper_only: false,
+    whole_shared: false,
     variants: &[""],
 };
 
@@ -112,10 +154,12 @@ pub static DECODE: Source = Source {
     headers: &[],
     text: include_str!("../attention/decode.cu"),
     hopper_only: false,
+    whole_shared: true,
     variants: &[
         "AO_HEAD_DIM=32 AO_GROUP=2",
         "AO_HEAD_DIM=64 AO_GROUP=3",
         "AO_HEAD_DIM=128 AO_GROUP=4",
+        "AO_HEAD_DIM=128 AO_GROUP=1 AO_SHARE=4",
     ],
 };
 
@@ -125,18 +169,20 @@ pub static PREFILL: Source = Source {
     headers: &[],
     text: include_str!("../attention/prefill.cu"),
     hopper_only: false,
+    whole_shared: false,
     variants: &["AO_HEAD_DIM=32", "AO_HEAD_DIM=64", "AO_HEAD_DIM=128"],
 };
 
 /// Activations and weights to low precision.
 pub static QUANTIZE: Source = Source {
     name: "quantize",
-    headers: &[],
+    headers: &[FLOAT8],
     text: include_str!("quantize.cu"),
     hopper_only: false,
+    whole_shared: false,
     variants: &[""],
 };
 
 /// All of them.
-pub static SOURCES: [&Source; 7] =
-    [&FEW_TOKENS, &WGMMA, &PACK, &SMALL, &DECODE, &PREFILL, &QUANTIZE];
+pub static SOURCES: [&Source; 9] =
+    [&LADDER, &ONE_TOKEN, &FEW_TOKENS, &WGMMA, &PACK, &SMALL, &DECODE, &PREFILL, &QUANTIZE];

@@ -53,19 +53,22 @@ pub fn anchors(
     let quantized = quantize(device, &ceilings, &[(16, 4096), (8192, 4096)])?;
     let mut tables = vec![ceilings.table(device)?, layers, quantized];
     if with_llama {
-        let mut decoded: Option<Table> = None;
+        let mut decoded: Option<(Table, Table)> = None;
         for format in DECODED_FORMATS {
             next()?;
             // Memory of the layers above and of the model before goes back first.
             device.trim()?;
             let model = llama_3_8b(format)?.on(Some(device));
-            let table = decode(&model, cpu, &ceilings, (128, DECODED))?;
+            let (table, parts) = decode(&model, cpu, &ceilings, (128, DECODED))?;
             match &mut decoded {
-                Some(all) => all.append(table)?,
-                None => decoded = Some(table),
+                Some((all, all_parts)) => {
+                    all.append(table)?;
+                    all_parts.append(parts)?;
+                }
+                None => decoded = Some((table, parts)),
             }
         }
-        tables.extend(decoded);
+        tables.extend(decoded.into_iter().flat_map(|(table, parts)| [table, parts]));
     }
     progress(total, total);
     Ok(tables)

@@ -2,20 +2,20 @@
 
 use std::time::Instant;
 
-use super::Ceilings;
+use super::{Ceilings, REPLAYS};
 use crate::error::{Error, Result};
 use crate::kernels::Cpu;
-use crate::model::{Model, NoObserver};
+use crate::model::{Model, NoObserver, PartTime};
 use crate::table::{Cell, Table};
 
-/// Times single tokens behind `context` positions: each is one captured graph, argmax included.
+/// Times single tokens behind `context` positions: each is one captured graph, argmax included. The second table tells its parts.
 #[expect(clippy::cast_precision_loss, reason = "counts are far below 2⁵³")]
 pub fn decode(
     model: &Model,
     cpu: &Cpu,
     ceilings: &Ceilings,
     (context, tokens): (usize, usize),
-) -> Result<Table> {
+) -> Result<(Table, Table)> {
     let limit = model.config.max_position_embeddings;
     if tokens == 0 || context + 2 * tokens + 2 > limit {
         return Err(Error::invalid(format!(
@@ -28,9 +28,11 @@ pub fn decode(
     if !prompt.is_empty() {
         model.forward(cpu, &prompt, &mut cache, &mut NoObserver)?;
     }
-    let (us, nodes) = model.time_step(1 % limit_of(model), tokens, &mut cache)?;
+    let first = 1 % limit_of(model);
+    let (us, nodes) = model.time_step(first, tokens, &mut cache)?;
+    let parts = parts(&model.name, &model.time_parts(first, REPLAYS.min(tokens), &mut cache)?, us)?;
     let started = Instant::now();
-    model.decode_greedy(1 % limit_of(model), tokens, &mut cache)?;
+    model.decode_greedy(first, tokens, &mut cache)?;
     let whole = started.elapsed().as_secs_f64() / tokens as f64;
     let weights = model.device_bytes_per_token()?.unwrap_or(0);
     let config = &model.config;
@@ -63,6 +65,36 @@ pub fn decode(
         Cell::Float(1e9 * ceilings.read_gb_per_s / bytes),
         nodes.into(),
     ])?;
+    Ok((table, parts))
+}
+
+/// What the parts of a token of `us` take by themselves.
+#[expect(clippy::cast_precision_loss, reason = "counts are far below 2⁵³")]
+fn parts(model: &str, parts: &[PartTime], us: f64) -> Result<Table> {
+    let sum: f64 = parts.iter().map(|part| part.us).sum();
+    let mut table = Table::new("the parts of a token")
+        .column("model")
+        .column("part")
+        .column("calls")
+        .column("kernels")
+        .column_unit("a call", "µs")
+        .column_unit("a token", "µs")
+        .column_unit("of the sum", "%")
+        .with_note(format!(
+            "each part in a graph of its own, all layers one after another; their sum is {sum:.0} µs, and the token, where they \
+             overlap, {us:.0}"
+        ));
+    for part in parts {
+        table.push([
+            model.into(),
+            part.name.into(),
+            part.calls.into(),
+            part.kernels.into(),
+            Cell::Float(part.us / part.calls as f64),
+            Cell::Float(part.us),
+            Cell::Float(100.0 * part.us / sum),
+        ])?;
+    }
     Ok(table)
 }
 

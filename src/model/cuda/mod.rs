@@ -1,8 +1,8 @@
 //! A model on a GPU: its weights there, prompts in one pass, single tokens as one captured graph.
 //!
-//! The residual stream is f32, activations are bf16 and so is the cache. A block runs in seven kernels: norm, q·k·v as one
-//! layer, attention with rotation and cache, output added to the stream, norm, gate and up as one layer that gives
-//! `silu(gate) · up`, and down added to the stream.
+//! The residual stream is f32, activations are bf16 and so is the cache. A block of a single token runs in five kernels where W is packed
+//! or bf16: q·k·v as one layer that norms its input, attention with rotation and cache, output added to the stream, gate and up as
+//! one layer that norms its input and gives `silu(gate) · up`, and down added to the stream. Elsewhere norms are kernels of their own.
 
 mod decode;
 mod place;
@@ -18,6 +18,7 @@ use aolab_kernels::rope;
 
 use super::Model;
 use crate::error::{Error, Result};
+pub use decode::PartTime;
 use decode::Step;
 pub use place::to_device;
 

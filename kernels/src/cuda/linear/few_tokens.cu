@@ -132,6 +132,20 @@ __device__ __forceinline__ Fragments decode(const Raw& raw, const Table& table) 
   return f;
 }
 
+// Eight columns of x to their place in a token.
+__device__ __forceinline__ void put_x(u8* token, int piece, uint4 v) {
+#ifdef AO_NATURAL
+  // What thread t takes of a chunk in its four steps lies together: 32 bytes.
+  u8* to = token + piece / 8 * 128 + piece % 8 * 4;
+  *(u32*)to = v.x;
+  *(u32*)(to + 32) = v.y;
+  *(u32*)(to + 64) = v.z;
+  *(u32*)(to + 96) = v.w;
+#else
+  *(uint4*)(token + piece * 16) = v;
+#endif
+}
+
 // A group's scale and zero for rows g and g + 8, from its 16 pairs.
 struct Params { float scale[2], zero[2]; };
 __device__ __forceinline__ Params read_params(const void* pairs, int g) {
@@ -152,7 +166,7 @@ __device__ __forceinline__ Params read_params(const void* pairs, int g) {
 // AO_ROWS rows; what it fetches runs ahead of what it multiplies.
 extern "C" __global__ void __launch_bounds__(AO_THREADS, AO_MIN_BLOCKS) few_tokens(
     const u8* W, const void* params, const float* row_scale, const float* token_scale, const float* bias, const u16* x, void* y,
-    int m, int n, int k, int ldx, int ldy, int group, int epilogue, const __grid_constant__ Table table) {
+    int m, int n, int k, int ldx, int ldy, int group, int epilogue, const __grid_constant__ Table table, const float* norm, float eps) {
   extern __shared__ __align__(128) u8 shared[];
   start_next();
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
@@ -248,8 +262,36 @@ extern "C" __global__ void __launch_bounds__(AO_THREADS, AO_MIN_BLOCKS) few_toke
   fetch();
   advance();
 #endif
+#ifdef AO_NORM
+  // x is one token of the residual stream, f32, that is normed on its way: x · norm now, 1 / √(mean x² + eps) with the result.
+  __shared__ float scratch[33];
+  float4 norm_held[2][2];
+#pragma unroll
+  for (int j = 0; j < 2; ++j)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      int i = threadIdx.x + j * AO_THREADS;
+      norm_held[j][h] = i < k / 8 ? *(const float4*)(norm + i * 8 + h * 4) : make_float4(0.f, 0.f, 0.f, 0.f);
+    }
+#endif
   wait_for_previous();
-#if AO_RW > 1
+#ifdef AO_NORM
+  float squares = 0.f;
+  auto make = [&](int piece, float4 w0, float4 w1) {
+    const uint4 a = load16((const float*)x + piece * 8), b = load16((const float*)x + piece * 8 + 4);
+    const float v[8] = {__uint_as_float(a.x), __uint_as_float(a.y), __uint_as_float(a.z), __uint_as_float(a.w),
+                        __uint_as_float(b.x), __uint_as_float(b.y), __uint_as_float(b.z), __uint_as_float(b.w)};
+#pragma unroll
+    for (int i = 0; i < 8; ++i) squares += v[i] * v[i];
+    put_x(shared, piece, make_uint4(pack_bf16(v[0] * w0.x, v[1] * w0.y), pack_bf16(v[2] * w0.z, v[3] * w0.w),
+                                    pack_bf16(v[4] * w1.x, v[5] * w1.y), pack_bf16(v[6] * w1.z, v[7] * w1.w)));
+  };
+#pragma unroll
+  for (int j = 0; j < 2; ++j)
+    if ((int)threadIdx.x + j * AO_THREADS < k / 8) make(threadIdx.x + j * AO_THREADS, norm_held[j][0], norm_held[j][1]);
+  for (int i = threadIdx.x + 2 * AO_THREADS; i < k / 8; i += AO_THREADS) make(i, *(const float4*)(norm + i * 8), *(const float4*)(norm + i * 8 + 4));
+  const float inv_rms = rsqrtf(block_sum(squares, scratch) / k + eps);
+#elif AO_RW > 1
 #pragma unroll
   for (int s = 0; s < AO_STAGES - 1; ++s) {
     if (s < stages) fetch_x(s, s);
@@ -261,13 +303,7 @@ extern "C" __global__ void __launch_bounds__(AO_THREADS, AO_MIN_BLOCKS) few_toke
     int token = i / x_pieces, piece = i % x_pieces;
     u8* to = shared + token * (k * 2 + AO_XPAD);
 #ifdef AO_NATURAL
-    // What thread t takes of a chunk in its four steps lies together: 32 bytes.
-    uint4 v = load16(x + (size_t)token * ldx + piece * 8);
-    to += piece / 8 * 128 + piece % 8 * 4;
-    *(u32*)to = v.x;
-    *(u32*)(to + 32) = v.y;
-    *(u32*)(to + 64) = v.z;
-    *(u32*)(to + 96) = v.w;
+    put_x(to, piece, load16(x + (size_t)token * ldx + piece * 8));
 #else
     copy16_async(to + piece * 16, x + (size_t)token * ldx + piece * 8, true);
 #endif
@@ -475,6 +511,9 @@ extern "C" __global__ void __launch_bounds__(AO_THREADS, AO_MIN_BLOCKS) few_toke
       // Scales and biases are in the order of the source's rows.
       int source = part ? n / 2 + out : out;
       if (row_scale) value[part] *= __ldg(row_scale + source);
+#ifdef AO_NORM
+      value[part] *= inv_rms;
+#endif
       if (token_scale) value[part] *= load_f32(token_scale + token);
       if (bias) value[part] += __ldg(bias + source);
     }

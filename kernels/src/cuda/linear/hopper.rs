@@ -115,7 +115,7 @@ impl HopperTiling {
         let split = if 2 * row_tiles <= processors && k >= 256 { 2 } else { 1 };
         let tiling = match m {
             ..=32 if !layout.both8 && layout.chunk == 2048 && split == 1 => {
-                let stages = if m <= 16 { 12 } else { 7 };
+                let stages = if m <= 16 { 6 } else { 7 };
                 HopperTiling { warpgroups: 1, stages, blocks: 2, ..plain }
             }
             _ if m <= 64 => HopperTiling { split, ..plain },

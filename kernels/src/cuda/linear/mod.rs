@@ -1,8 +1,8 @@
 //! Linear layers on the GPU: `y (M, N) = x (M, K) · W (N, K)ᵀ`, activations in bf16, sums in f32.
 //!
 //! Formats: 4-bit groups, `(q − 8) · scale + zero` or `table[q] · scale`; int8 and e4m3 rows, `q · scale`; and bf16. Activations
-//! stay as they are or are quantized to 8 bits by token (e4m3 also all at once). Few tokens run in `few_tokens.cu`, which reads W
-//! once and decodes it in registers. More run on Hopper in `wgmma.cu`, which does the same for up to 256 tokens at a time and multiplies
+//! stay as they are or are quantized to 8 bits by token (e4m3 also all at once). One token runs in `one_token.cu` where W is packed, few
+//! in `few_tokens.cu`; both read W once and decode it in registers. More run on Hopper in `wgmma.cu`, which does the same for up to 256 tokens at a time and multiplies
 //! 8 bits by 8 bits as they are; elsewhere through cuBLASLt, weight-only formats after one pass to bf16.
 //! Error against the formula in f64 with x as rounded to bf16 or to its codes: 4 bits up to 16 tokens (8 from 12288 rows on), int8, e4m3 and bf16: K · 2⁻²² · Σ|x·w| and
 //! the result's own rounding, 2⁻⁹ · |y| in bf16; 4 bits with more tokens: also 2⁻⁷ · Σ|x·w| (scale, zero and W are rounded to
@@ -11,11 +11,15 @@
 
 mod choose;
 mod hopper;
+mod ladder;
+mod one_token;
 mod run;
 mod upload;
 
 pub use choose::Tiling;
 pub use hopper::HopperTiling;
+pub use ladder::{PlainInt4, Rung, run_rung};
+pub use one_token::{Input, Norm, Streaming};
 pub(super) use run::quantize_rows_into;
 
 use super::{Buffer, CudaError, CudaResult, Device};
@@ -244,6 +248,7 @@ impl Linear {
             _ => ("", "bf16"),
         };
         match (&self.data, self.path(m)) {
+            (_, Path::One) => format!("cuda-{w}x{x}-stream"),
             (_, Path::Few) => format!("{quantize}cuda-{w}x{x}-mma"),
             (_, Path::Wgmma) => format!("{quantize}cuda-{w}x{x}-wgmma"),
             (Data::Bf16 { .. }, Path::Library) => "cublaslt-bf16".to_owned(),
@@ -263,6 +268,7 @@ impl Linear {
 /// Which kernel multiplies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Path {
+    One,
     Few,
     Wgmma,
     Library,

@@ -1,10 +1,11 @@
 //! Running a layer.
 
 use super::hopper::Activations;
-use super::{Data, Float8Scales, HopperTiling, Linear, Output, Path, Rows, Tiling};
+use super::{Data, Float8Scales, HopperTiling, Input, Linear, Norm, Output, Path, Rows, Tiling};
 use crate::cuda::launch::int;
 use crate::cuda::matmul::Operands;
 use crate::cuda::memory::Scratch;
+use crate::cuda::ops::rms_norm;
 use crate::cuda::sources::{FEW_TOKENS, PACK, QUANTIZE, SMALL};
 use crate::cuda::{Arg, Buffer, CudaResult, DenseType, Device, Grid};
 
@@ -50,6 +51,7 @@ impl Linear {
     pub(super) fn path(&self, m: usize) -> Path {
         let wgmma = self.has_wgmma();
         match self.data {
+            _ if m == 1 && self.streams() => Path::One,
             Data::Bf16 { .. } if m <= FEW_BF16 => Path::Few,
             Data::Bf16 { .. } => Path::Library,
             Data::Rows8 { .. } if wgmma => Path::Wgmma,
@@ -67,8 +69,10 @@ impl Linear {
         let wanted = (m * self.k_padded, m * self.outputs());
         assert!((x.len(), y.len()) == wanted, "{} and {} are not {wanted:?}", x.len(), y.len());
         assert!(self.rows == Rows::Plain || matches!(y, Output::Bf16(_)), "gate pairs give bf16");
-        if m == 0 {
-            return Ok(());
+        match m {
+            0 => return Ok(()),
+            1 if self.path(1) == Path::One => return self.run_one(&Input::Bf16(x), y),
+            _ => {}
         }
         // Held until the product is in the stream, so that no other layer's activations come between.
         let mut scratch = self.device.scratch();
@@ -81,11 +85,40 @@ impl Linear {
                     _ => 8,
                 };
                 let tiling = Tiling::choose(bits, m, self.n, self.k_padded);
-                self.few(x, token_scale, m, y, tiling)
+                self.few((x, 0, 0.0), token_scale, m, y, tiling)
             }
             Path::Wgmma => self.run_wgmma(Activations { x, scale: token_scale }, m, y),
-            Path::Library => self.run_many(x, token_scale, m, y),
+            Path::One | Path::Library => self.run_many(x, token_scale, m, y),
         }
+    }
+
+    /// One token that is normed on its way in: by the same kernel where it can, else to `room`, which holds K padded.
+    pub fn run_normed(
+        &self,
+        norm: &Norm<'_>,
+        room: &Buffer<u16>,
+        y: &Output<'_>,
+    ) -> CudaResult<()> {
+        let wanted = (self.k, self.k, self.outputs());
+        let got = (norm.x.len(), norm.weight.len(), y.len());
+        assert!(got == wanted, "{got:?} are not {wanted:?}");
+        assert!(self.rows == Rows::Plain || matches!(y, Output::Bf16(_)), "gate pairs give bf16");
+        let input = Input::Normed(*norm);
+        if self.path(1) == Path::One && self.streams_normed() {
+            return self.run_one(&input, y);
+        }
+        let bits = match self.data {
+            Data::Bf16 { .. } => Some(16),
+            Data::Codes8 { .. } => Some(8),
+            _ => None,
+        };
+        let tiling = Tiling::choose(bits.unwrap_or(16), 1, self.n, self.k_padded);
+        let whole = bits.is_some() && tiling.row_warps == 1;
+        if whole && self.k == self.k_padded {
+            return self.few(Norm::of(&input), 0, 1, y, tiling);
+        }
+        rms_norm(&self.device, norm.x, norm.weight, norm.eps, room)?;
+        self.run(room, 1, y)
     }
 
     /// The same by `wgmma.cu` cut as `tiling` says, for benches that look for the best.
@@ -148,12 +181,13 @@ impl Linear {
     ) -> CudaResult<()> {
         let mut scratch = self.device.scratch();
         let (x, token_scale) = self.activations(&mut scratch, x, m)?;
-        self.few(x, token_scale, m, y, tiling)
+        self.few((x, 0, 0.0), token_scale, m, y, tiling)
     }
 
+    /// `x` with the norm's weight, 0 where there is none, and eps.
     fn few(
         &self,
-        x: u64,
+        (x, norm, eps): (u64, u64, f32),
         token_scale: u64,
         m: usize,
         y: &Output<'_>,
@@ -170,6 +204,9 @@ impl Linear {
         };
         let mut tiling = tiling;
         let mut defines = tiling.defines(bits);
+        if norm != 0 {
+            defines.push("AO_NORM".to_owned());
+        }
         let mut table = [0_u32; 8];
         match &self.data {
             Data::Codes8 { float8, .. } => {
@@ -223,6 +260,8 @@ impl Linear {
                 int(group),
                 int(epilogue(y, self.rows)),
                 table.into(),
+                norm.into(),
+                eps.into(),
             ],
         )
     }

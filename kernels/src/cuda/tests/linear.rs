@@ -6,19 +6,19 @@ use crate::cuda::linear::{Float8Scales, HostWeight, Linear, Output, Rows};
 use crate::sample::Sample;
 
 /// A weight, its rows in f64, and whether activations are quantized.
-struct Case {
-    name: String,
-    linear: Linear,
-    rows: Vec<f64>,
-    n: usize,
-    k: usize,
+pub(super) struct Case {
+    pub(super) name: String,
+    pub(super) linear: Linear,
+    pub(super) rows: Vec<f64>,
+    pub(super) n: usize,
+    pub(super) k: usize,
     /// How far a weight may be from its row: relative to it.
     weight_error: f64,
-    activations: Activations,
+    pub(super) activations: Activations,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Activations {
+pub(super) enum Activations {
     AsTheyAre,
     Int8,
     Float8Rows,
@@ -59,7 +59,7 @@ fn table(sample: &mut Sample) -> [f32; 16] {
     table
 }
 
-fn table4(
+pub(super) fn table4(
     device: &Device,
     sample: &mut Sample,
     (n, k): (usize, usize),
@@ -93,7 +93,7 @@ fn table4(
     Case { name, linear, rows, n, k, weight_error: 2f64.powi(-7), activations }
 }
 
-fn float8(
+pub(super) fn float8(
     device: &Device,
     sample: &mut Sample,
     (n, k): (usize, usize),
@@ -125,7 +125,7 @@ fn float8(
     Case { name, linear, rows, n, k, weight_error, activations }
 }
 
-fn int4(
+pub(super) fn int4(
     device: &Device,
     sample: &mut Sample,
     (n, k): (usize, usize),
@@ -161,7 +161,12 @@ fn int4(
     }
 }
 
-fn int8(device: &Device, sample: &mut Sample, (n, k): (usize, usize), dynamic: bool) -> Case {
+pub(super) fn int8(
+    device: &Device,
+    sample: &mut Sample,
+    (n, k): (usize, usize),
+    dynamic: bool,
+) -> Case {
     let q: Vec<i8> = (0..n * k).map(|_| sample.bits().to_le_bytes()[7].cast_signed()).collect();
     let scale: Vec<f32> = sample.vec(n, 0.02).iter().map(|v| v.abs() + 0.001).collect();
     let rows = (0..n * k).map(|i| f64::from(q[i]) * f64::from(scale[i / k])).collect();
@@ -176,7 +181,7 @@ fn int8(device: &Device, sample: &mut Sample, (n, k): (usize, usize), dynamic: b
     Case { name, linear, rows, n, k, weight_error: 2f64.powi(-8), activations }
 }
 
-fn dense(device: &Device, sample: &mut Sample, (n, k): (usize, usize)) -> Case {
+pub(super) fn dense(device: &Device, sample: &mut Sample, (n, k): (usize, usize)) -> Case {
     let w = to_bf16(&sample.vec(n * k, 0.1));
     let linear = Linear::new(device, &[(HostWeight::Bf16(&w), n)], k, Rows::Plain, None);
     let rows = from_bf16(&w);
@@ -193,7 +198,7 @@ fn dense(device: &Device, sample: &mut Sample, (n, k): (usize, usize)) -> Case {
 }
 
 /// x as the layer sees it.
-fn seen(x: &[f64], k: usize, activations: Activations) -> Vec<f64> {
+pub(super) fn seen(x: &[f64], k: usize, activations: Activations) -> Vec<f64> {
     let mut seen = Vec::with_capacity(x.len());
     let largest = |row: &[f64]| row.iter().fold(0.0, |a: f64, v| a.max(v.abs())) as f32;
     for row in x.chunks_exact(k) {

@@ -7,6 +7,7 @@
 mod attention;
 mod compile;
 mod linear;
+mod one_token;
 mod small;
 
 use half::bf16;

@@ -1,6 +1,8 @@
 //! The operations between linear layers, buffers and graphs.
 
 use super::{assert_close, device, from_bf16, poisoned_bf16, poisoned_f32, to_bf16};
+use half::bf16;
+
 use crate::cuda::ops;
 use crate::sample::Sample;
 use crate::{Cpu, int8_activation};
@@ -90,11 +92,93 @@ fn quantized_rows_are_torchaos_bit_for_bit() {
         let (q, scale) = (q.read().expect("codes"), scale.read().expect("scales"));
         for (row, x) in x.chunks_exact(k).enumerate() {
             let amax = x.iter().fold(0.0_f32, |a, v| a.max(v.abs()));
-            let wanted = half::bf16::from_f32(amax / 448.0).to_f32();
+            let wanted = bf16::from_f32(amax / 448.0).to_f32();
             assert_eq!(scale[row].to_bits(), wanted.to_bits(), "scale of row {row}");
             for (i, x) in x.iter().enumerate() {
                 let code = crate::dtypes::e4m3fn_encode_saturating(x / wanted);
                 assert_eq!(q[row * k + i], code, "{m} × {k}: [{row}, {i}] of {x} / {wanted}");
+            }
+        }
+    }
+}
+
+/// bf16 numbers of every size, and blocks of zeros, of one number and of the smallest.
+fn numbers_for_blocks(len: usize) -> Vec<u16> {
+    let mut sample = Sample(0xB10C);
+    let mut all: Vec<u16> = Vec::with_capacity(len);
+    for (block, values) in sample.vec(len, 1.0).chunks(32).enumerate() {
+        let size = [1.0, 1e-3, 3e4, 1e-38, 448.0, 6.0][block % 6];
+        all.extend(to_bf16(&values.iter().map(|v| v * size).collect::<Vec<_>>()));
+    }
+    all[..32].fill(0);
+    all[32..64].fill(0x43e0); // 448
+    all[64..96].fill(0x0001);
+    all[96..128].fill(0xff7f);
+    all
+}
+
+#[test]
+fn mxfp8_blocks_are_torchaos_bit_for_bit() {
+    use crate::dtypes::{e4m3fn_encode_saturating, e8m0_decode};
+    let Some(device) = device() else { return };
+    let len = 13 * 8192 + 32 * 7;
+    let host = numbers_for_blocks(len);
+    let x = device.upload(&host).expect("x");
+    for rounding in [ops::MxRounding::Floor, ops::MxRounding::Rceil] {
+        let (q, scales) = (device.zeros(len).expect("q"), device.zeros(len / 32).expect("scales"));
+        ops::quantize_mxfp8_into(&device, &x, rounding, (&q, &scales)).expect("a run");
+        let (q, scales) = (q.read().expect("q"), scales.read().expect("scales"));
+        for (i, block) in host.chunks(32).enumerate() {
+            let block: Vec<f32> = block.iter().map(|v| bf16::from_bits(*v).to_f32()).collect();
+            let amax = block.iter().fold(0.0, |a: f32, v| a.max(v.abs()));
+            let exponent = match rounding {
+                ops::MxRounding::Floor => f64::from(amax).log2().floor() - 8.0,
+                ops::MxRounding::Rceil => f64::from((f64::from(amax / 448.0).log2()) as f32).ceil(),
+            };
+            let code = exponent.clamp(-127.0, 127.0) + 127.0;
+            assert_eq!(f64::from(scales[i]).to_bits(), code.to_bits(), "{rounding:?}, block {i}");
+            // 0.18 does not scale by 2⁻¹²⁷.
+            let by = match (rounding, scales[i]) {
+                (ops::MxRounding::Floor, 0) => 2f32.powi(126),
+                (ops::MxRounding::Rceil, 0) => 1.0,
+                (_, code) => 1.0 / e8m0_decode(code),
+            };
+            for (j, v) in block.iter().enumerate() {
+                let wanted = e4m3fn_encode_saturating(v * by);
+                assert_eq!(q[32 * i + j], wanted, "{rounding:?}, block {i}: {v:e} · {by:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn nvfp4_blocks_are_torchaos_bit_for_bit() {
+    use crate::dtypes::{e4m3fn_decode, e4m3fn_encode_saturating, floatx_encode};
+    let Some(device) = device() else { return };
+    let len = 13 * 8192 + 32 * 7;
+    let host = numbers_for_blocks(len);
+    let x = device.upload(&host).expect("x");
+    for above in [None, Some(0.0137_f32)] {
+        let q = device.zeros(len / 2).expect("q");
+        let scales = device.zeros(len / 16).expect("scales");
+        ops::quantize_nvfp4_into(&device, &x, above, (&q, &scales)).expect("a run");
+        let (q, scales) = (q.read().expect("q"), scales.read().expect("scales"));
+        for (i, block) in host.chunks(16).enumerate() {
+            let block: Vec<f32> = block.iter().map(|v| bf16::from_bits(*v).to_f32()).collect();
+            let amax = block.iter().fold(0.0, |a: f32, v| a.max(v.abs())) / 6.0;
+            let scale = above.map_or(amax, |above| amax / above).max(1.0 / 64.0);
+            let code = e4m3fn_encode_saturating(scale);
+            assert_eq!(scales[i], code, "{above:?}, block {i}");
+            let decoded = e4m3fn_decode(code);
+            let by = above.map_or(1.0 / decoded, |above| 1.0 / above / decoded);
+            for (j, v) in block.iter().enumerate() {
+                let at = 16 * i + j;
+                let got = q[at / 2] >> (4 * (at % 2)) & 15;
+                assert_eq!(
+                    got,
+                    floatx_encode(v * by, 2, 1),
+                    "{above:?}, block {i}: {v:e} · {by:e}"
+                );
             }
         }
     }
