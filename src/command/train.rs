@@ -13,7 +13,7 @@ use crate::quantization::config_from_dict;
 use crate::session::Session;
 use crate::tensor::DType;
 use crate::training::float8::{self, Recipe};
-use crate::training::int8::{BitNetRule, Int8MixedRule};
+use crate::training::int8::{BitNetRule, Int8MixedRule, Int8WeightOnlyRule};
 use crate::training::mx::{MXRule, MXTrainingConfig};
 use crate::training::nvfp4::{NVFP4Rule, NVFP4TrainingConfig};
 use crate::training::optim::{AdamConfig, OptimizerConfig, StateBits};
@@ -180,6 +180,8 @@ enum Linears {
     Float8Blockwise,
     /// Factors in int8
     Int8MixedPrecision,
+    /// Weights are int8 between steps, rounded at random
+    Int8WeightOnly,
     /// Weights −1, 0 and 1, activations in int8
     Bitnet,
     /// Weights 2:4, chosen anew at every call
@@ -208,6 +210,7 @@ impl Linears {
             Linears::Float8RowwiseWithGwHp => Some(float8::rule(Recipe::RowwiseWithGwHp)),
             Linears::Float8Blockwise => Some(float8::rule(Recipe::Blockwise)),
             Linears::Int8MixedPrecision => Some(Arc::new(Int8MixedRule::default())),
+            Linears::Int8WeightOnly => Some(Arc::new(Int8WeightOnlyRule { seed })),
             Linears::Bitnet => Some(Arc::new(BitNetRule)),
             Linears::SemiSparse => Some(semi_sparse(Side::Weight)),
             Linears::SemiSparseActivation => Some(semi_sparse(Side::Input)),

@@ -18,7 +18,9 @@ mod linear;
 mod lowbit;
 mod qat;
 mod report;
+mod sparse;
 mod training;
+mod training_values;
 
 use std::path::Path;
 
@@ -60,10 +62,13 @@ const FAMILIES: &[(&str, Verify)] = &[
     ("mx_fp8", floats::mx),
     ("nf4", lowbit::nf4),
     ("nvfp4", floats::nvfp4),
+    ("paretoq", training_values::paretoq),
+    ("parq", training_values::parq),
     ("qat", qat::fake_quantizers),
     ("qat_linear", qat::layers),
     ("quantized_training", training::quantized),
     ("smoothquant", calibrated::smoothquant),
+    ("sparsity", sparse::sparsity),
     ("tinygemm_int4", int4::tinygemm),
 ];
 

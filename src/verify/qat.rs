@@ -180,6 +180,7 @@ pub(super) fn layers(checks: &mut Checks) -> Result<()> {
             }
         }
     }
+    blocks(checks, [&x, &w, &g])?;
     let learned = |config: IntxFakeQuantizeConfig| IntxFakeQuantizeConfig {
         zero_point_precision: DType::F32,
         ..config
@@ -188,6 +189,29 @@ pub(super) fn layers(checks: &mut Checks) -> Result<()> {
     learned_range(checks, "rl_sym_int4", &w, &group)?;
     let token = learned(IntxFakeQuantizeConfig::int8_activation());
     learned_range(checks, "rl_asym_int8_token", &x, &token)
+}
+
+/// `mxfp4.y`, `.gx`, `.gw`: torchao rounds inputs, the gradient and all results to bf16.
+fn blocks(checks: &mut Checks, [x, w, g]: [&Tensor; 3]) -> Result<()> {
+    let bf16 = |t: &Tensor| t.to_dtype(DType::BF16)?.to_dtype(DType::F32);
+    for word in ["mxfp4", "mxfp8", "nvfp4"] {
+        if !checks.contains(&format!("{word}.y")) {
+            continue;
+        }
+        let rule = QatRule::new(QatConfig::of_word(word, None)?)?;
+        let tape = Tape::new(&checks.cpu);
+        let (x, w) = (tape.leaf(bf16(x)?), tape.leaf(bf16(w)?));
+        let y = rule.linear(&tape, "layer", &x, &w, &Vars::default())?;
+        let mut gradients = tape.backward_from(&y, bf16(g)?)?;
+        let (gx, gw) = (taken(&mut gradients, &x)?, taken(&mut gradients, &w)?);
+        for (part, got) in [("y", y.value()), ("gx", &gx), ("gw", &gw)] {
+            let name = format!("{word}.{part}");
+            // Sums of a few products in f32, then bf16: of two orders one may round up, the other down.
+            let near = of_each(&checks.golden(&name)?, 2.0_f64.powi(-7), 2.0_f64.powi(-6));
+            checks.near(name, &got.to_dtype(DType::BF16)?, &near)?;
+        }
+    }
+    Ok(())
 }
 
 /// A range whose scale was shrunk to 0.7 of what training begins with.

@@ -11,7 +11,8 @@ use crate::quantization::primitives::pack_i2_in_i8;
 use crate::tensor::{DType, Tensor};
 use crate::training::float8::{Axis, Cast, Format, Recipe, cast_to_float8, float8_linear};
 use crate::training::int8::{
-    Int8MixedPrecisionTrainingConfig, bitnet_linear, quantize_bitnet_weight, quantize_int8_rowwise,
+    Int8MixedPrecisionTrainingConfig, bitnet_linear, int8_weight_only_linear,
+    quantize_bitnet_weight, quantize_int8_rowwise,
 };
 use crate::training::optim::{AdamConfig, Optimizer, OptimizerConfig, StateBits, Update};
 
@@ -130,8 +131,8 @@ pub(super) fn quantized(checks: &mut Checks) -> Result<()> {
                 layer(checks, [&x, &w, &g], |tape, x, w| config.linear(tape, x, w))?
             }
             None if prefix == "bitnet" => layer(checks, [&x, &w, &g], bitnet_linear)?,
-            // A stored int8 weight is not trained here.
-            None => continue,
+            None if prefix == "int8wo" => layer(checks, [&x, &w, &g], int8_weight_only_linear)?,
+            None => return Err(unknown(&prefix)),
         };
         for (part, got) in ["y", "gx", "gw"].into_iter().zip(all) {
             let name = format!("{prefix}.{part}");

@@ -1,8 +1,14 @@
-//! int8 and ternary training (R02, R03): matmuls whose factors are rounded to integers at every call.
+//! int8 and ternary training (R01, R02, R03): matmuls whose factors are rounded to integers.
+//!
+//! [`Int8WeightOnlyRule`] keeps weights that are int8 between steps.
 //!
 //! int8 mixed precision rounds the rows of the one and the columns of the other factor of each chosen matmul to
 //! `round(x · 127 / amax)`. BitNet b1.58 keeps weights as `round(w / mean |w|)` in −1, 0, 1 and activations in int8 rows; its
 //! gradients are those of the rounded numbers. Codes are multiplied as bf16, which holds them exactly, and summed in f32.
+
+mod weight_only;
+
+pub use weight_only::{Int8WeightOnlyRule, int8_weight_only_linear};
 
 use crate::autograd::{Tape, Upstream, Var};
 use crate::error::{Error, Result};

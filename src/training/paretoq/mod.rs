@@ -12,6 +12,7 @@
 use crate::autograd::{Tape, Var};
 use crate::error::{Context as _, Error, Result};
 use crate::kernels::Cpu;
+use crate::quantization::primitives::torch_mean;
 use crate::tensor::{DType, Tensor};
 use crate::training::{LinearRule, Parameters, Vars};
 
@@ -39,15 +40,12 @@ impl ParetoQ {
     }
 
     /// The α `(N, 1)` that training begins with.
-    #[expect(clippy::cast_possible_truncation, reason = "summed in f64, rounded to f32")]
-    #[expect(clippy::cast_precision_loss, reason = "rows are far shorter than 2⁵³")]
     pub fn initial_clip_val(&self, weight: &Tensor) -> Result<Tensor> {
         let (n, k) = weight.dims2()?;
         let row = |row: &[f32]| {
             let largest = row.iter().fold(0.0_f32, |most, w| most.max(w.abs()));
-            let sum: f64 = row.iter().map(|w| f64::from(w.abs())).sum();
             match self.bits {
-                1 => (sum / k as f64) as f32,
+                1 => torch_mean(&row.iter().map(|w| w.abs()).collect::<Vec<f32>>()),
                 0 | 2 => largest,
                 _ => largest / self.largest_code(),
             }
@@ -116,7 +114,8 @@ impl ParetoQ {
             on_rows(up.cpu, k, &mut dw, alphas, |first, alpha, row| {
                 let outside = |w: &f32| !self.at(*w, alpha).2;
                 let pairs = row.iter_mut().zip(&w[first..]);
-                pairs.filter(|(_, w)| outside(w)).for_each(|(dw, _)| *dw = 0.0);
+                // torch multiplies with 0, which keeps a sign.
+                pairs.filter(|(_, w)| outside(w)).for_each(|(dw, _)| *dw *= 0.0);
             });
             Ok(vec![Some(Tensor::new(dw, &[n, k])?), Some(Tensor::new(dalpha, &[n, 1])?)])
         })

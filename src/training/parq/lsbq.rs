@@ -2,6 +2,7 @@
 
 use super::quantizer::mean_abs;
 use crate::error::{Error, Result};
+use crate::quantization::primitives::torch_mean;
 
 type Found = (Vec<f32>, Vec<f32>);
 
@@ -128,6 +129,75 @@ pub(super) fn optimal_ternary(p: &[f32]) -> Result<Found> {
         x - nearest
     })?;
     Ok(ternary(p, best))
+}
+
+/// ±v₁ ± v₂ for each row of `k`, v₁ as torchao's `compute_v_per_channel` finds it: one of the row's own sizes.
+pub(super) fn two_bits_per_row(p: &[f32], k: usize) -> Result<Found> {
+    let (mut values, mut grid) = (Vec::with_capacity(p.len()), Vec::new());
+    for (row, v1) in p.chunks_exact(k).zip(per_row(p, k, false)?) {
+        let rest: Vec<f32> = row.iter().map(|p| p - v1 * sign(*p)).collect();
+        let v2 = mean_abs(&rest);
+        values.extend(row.iter().zip(&rest).map(|(p, r)| v1 * sign(*p) + v2 * sign(*r)));
+        grid.extend([-v1 - v2, -v1 + v2, v1 - v2, v1 + v2]);
+    }
+    Ok((values, grid))
+}
+
+/// −2v, 0 and 2v for each row of `k`.
+pub(super) fn ternary_per_row(p: &[f32], k: usize) -> Result<Found> {
+    let (mut values, mut grid) = (Vec::with_capacity(p.len()), Vec::new());
+    for (row, v) in p.chunks_exact(k).zip(per_row(p, k, true)?) {
+        values.extend(row.iter().map(|p| (sign(*p) + sign(p - sign(*p) * v)) * v));
+        grid.extend([-(2.0 * v), 0.0, 2.0 * v]);
+    }
+    Ok((values, grid))
+}
+
+/// The v of each row: among its sizes, those that lie just below half the mean of the sizes above them (or, of two bits, below
+/// half of both means); of these the one that leaves the least over when it is taken away twice. torchao takes v
+/// away twice where two bits would take v₂ the second time, and so does this.
+fn per_row(p: &[f32], k: usize, ternary: bool) -> Result<Vec<f32>> {
+    if k < 3 {
+        return Err(Error::invalid(format!(
+            "rows of {k} numbers are too short for optimal least-square values; wanted 3 or more"
+        )));
+    }
+    let rows = p.chunks_exact(k).map(|row| candidates(row, ternary));
+    let mut rows: Vec<Vec<f32>> = rows.collect();
+    // torch pads the candidates of all rows to the most there are, with 0.
+    let most = rows.iter().map(Vec::len).max().unwrap_or(0);
+    rows.iter_mut().filter(|row| row.len() < most).for_each(|row| row.push(0.0));
+    let twice = |p: f32, v: f32| {
+        let r = p - v * sign(p);
+        r - v * sign(r)
+    };
+    let best = |(row, found): (&[f32], Vec<f32>)| {
+        let errors = found.iter().map(|v| norm(row.iter().map(|p| twice(*p, *v))));
+        let least = errors.zip(&found).reduce(|a, b| if b.0 < a.0 { b } else { a });
+        least.map(|(_, v)| *v)
+    };
+    let found: Option<Vec<f32>> = p.chunks_exact(k).zip(rows).map(best).collect();
+    found.ok_or_else(|| Error::invalid("least-square binary quantization found no solution"))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "as torch divides by it")]
+fn candidates(row: &[f32], ternary: bool) -> Vec<f32> {
+    let Sorted { sizes, sums } = Sorted::of(row);
+    let (k, total) = (row.len(), sums[row.len() - 1]);
+    let within = |i: usize, v: f32| sizes[i] <= v && sizes[i + 1] >= v;
+    let mut found = Vec::new();
+    for i in 1..k - 1 {
+        let above = (total - sums[i]) / (2 * (k - 1 - i)) as f32;
+        let both = sums[i] / (2 * (i + 1)) as f32 + above;
+        if within(i, above) || (!ternary && within(i, both)) {
+            found.push(sizes[i]);
+        }
+    }
+    let half_mean = torch_mean(row) / 2.0;
+    if ternary && row.iter().all(|p| half_mean < *p) {
+        found.push(half_mean);
+    }
+    found
 }
 
 /// The candidate that leaves the least over.

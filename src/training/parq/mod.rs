@@ -12,7 +12,7 @@ mod quantizer;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use prox::ProxMap;
-pub use quantizer::{Quantized, Quantizer};
+pub use quantizer::{Quantized, Quantizer, stretched_code, stretched_scale};
 
 use crate::autograd::{Tape, Var};
 use crate::error::{Context as _, Error, Result};

@@ -43,7 +43,8 @@ impl Quantizer {
             Quantizer::Unif => 1..=8,
             Quantizer::MaxUnif => 2..=8,
             Quantizer::TernaryUnif => 0..=0,
-            Quantizer::Lsb { .. } => 0..=4,
+            Quantizer::Lsb { optimal: true, .. } => 0..=2,
+            Quantizer::Lsb { optimal: false, .. } => 0..=4,
         };
         if known.contains(&bits) {
             return Ok(());
@@ -61,22 +62,31 @@ impl Quantizer {
         if p.numel() == 0 {
             return Err(Error::invalid("a weight without numbers has no values to be drawn to"));
         }
-        let optimal = matches!(self, Quantizer::Lsb { optimal: true, .. });
-        if optimal && per_channel && bits != 1 {
-            return Err(Error::invalid(
-                "optimal least-square values are chosen for a whole weight; for each row take the greedy ones",
-            ));
-        }
         let part = if per_channel { columns } else { p.numel() };
-        let (mut values, mut grid) = (Vec::with_capacity(p.numel()), Vec::new());
-        for part in p.as_slice::<f32>()?.chunks_exact(part) {
+        let numbers = p.as_slice::<f32>()?;
+        let (values, grid) = match self {
+            Quantizer::Lsb { optimal: true, .. } if per_channel && bits == 0 => {
+                lsbq::ternary_per_row(numbers, columns)?
+            }
+            Quantizer::Lsb { optimal: true, .. } if per_channel && bits == 2 => {
+                lsbq::two_bits_per_row(numbers, columns)?
+            }
+            _ => self.quantize_parts(numbers, part, bits)?,
+        };
+        let size = if per_channel { grid.len() / rows } else { grid.len() };
+        let shape = if per_channel { vec![rows, size] } else { vec![size] };
+        Ok(Quantized { values: Tensor::new(values, p.shape())?, grid: Tensor::new(grid, &shape)? })
+    }
+
+    /// Each `part` of the numbers with values of its own.
+    fn quantize_parts(&self, p: &[f32], part: usize, bits: u32) -> Result<(Vec<f32>, Vec<f32>)> {
+        let (mut values, mut grid) = (Vec::with_capacity(p.len()), Vec::new());
+        for part in p.chunks_exact(part) {
             let (q, found) = self.quantize_part(part, bits)?;
             values.extend(q);
             grid.extend(found);
         }
-        let size = if per_channel { grid.len() / rows } else { grid.len() };
-        let shape = if per_channel { vec![rows, size] } else { vec![size] };
-        Ok(Quantized { values: Tensor::new(values, p.shape())?, grid: Tensor::new(grid, &shape)? })
+        Ok((values, grid))
     }
 
     fn quantize_part(&self, p: &[f32], bits: u32) -> Result<(Vec<f32>, Vec<f32>)> {
@@ -111,6 +121,24 @@ impl fmt::Display for Quantizer {
             Quantizer::Lsb { optimal: true, .. } => "lsb-optimal",
         })
     }
+}
+
+/// The scale of `Stretched` values (b bits, codes up to `largest_code`): `min(b · mean |w|, max |w|) / largest_code`, as
+/// torchao's `choose_qparams_stretched_affine`.
+#[expect(clippy::cast_precision_loss, reason = "at most 8")]
+pub fn stretched_scale(group: &[f32], bits: u32, largest_code: f32) -> f32 {
+    let mean = bits as f32 * mean_abs(group);
+    let most = largest(group);
+    let range = if mean < most || mean.is_nan() { mean } else { most };
+    (if range < f32::EPSILON { f32::EPSILON } else { range }) / largest_code
+}
+
+/// The code of a number on a grid whose zero lies between two codes: `round(w / scale − ½)`, as torchao's
+/// `quantize_stretched_affine`.
+#[expect(clippy::cast_possible_truncation, reason = "within ± 2⁷; NaN becomes 0")]
+pub fn stretched_code(w: f32, scale: f32, largest_code: f32) -> i8 {
+    let range = scale * largest_code;
+    (w.clamp(-range, range) / scale - 0.5).round_ties_even() as i8
 }
 
 /// `2^(b − 1)`
