@@ -14,6 +14,7 @@ mod x86;
 #[cfg(test)]
 mod tests;
 
+use crate::rows::over_parts;
 use crate::{Cost, Cpu, Isa};
 
 /// The smallest scale: torchao's `eps` for activations, so that an all-zero row does not divide by zero.
@@ -53,13 +54,17 @@ pub const SHAPES: [(usize, usize); 8] =
 /// Quantizes every row of `x` about zero; `q` and `scale` receive the result.
 pub fn symmetric(cpu: &Cpu, x: &[f32], q: &mut [i8], scale: &mut [f32], range: Range) {
     let k = row_length(x, q, scale.len());
-    let rows = x.chunks_exact(k).zip(q.chunks_exact_mut(k)).zip(scale);
-    for ((x, q), scale) in rows {
-        let (min, max) = min_max(cpu.isa(), x);
-        let params = Params { scale: symmetric_scale(min, max, range), zero_point: 0.0 };
-        quantize(cpu.isa(), x, params, range, q);
-        *scale = params.scale;
-    }
+    let rows = rows_of_a_part(cpu, scale.len(), k);
+    let parts = x.chunks(rows * k).zip(q.chunks_mut(rows * k)).zip(scale.chunks_mut(rows));
+    over_parts(cpu, parts.collect(), |_, ((x, q), scale)| {
+        let rows = x.chunks_exact(k).zip(q.chunks_exact_mut(k)).zip(scale);
+        for ((x, q), scale) in rows {
+            let (min, max) = min_max(cpu.isa(), x);
+            let params = Params { scale: symmetric_scale(min, max, range), zero_point: 0.0 };
+            quantize(cpu.isa(), x, params, range, q);
+            *scale = params.scale;
+        }
+    });
 }
 
 /// Quantizes every row of `x` between its minimum and maximum; `q`, `scale` and `zero_point` receive the result.
@@ -73,14 +78,24 @@ pub fn asymmetric(
 ) {
     let k = row_length(x, q, scale.len());
     assert!(zero_point.len() == scale.len(), "zero points must be one a row");
-    let rows = x.chunks_exact(k).zip(q.chunks_exact_mut(k)).zip(scale).zip(zero_point);
-    for (((x, q), scale), zero_point) in rows {
-        let (min, max) = min_max(cpu.isa(), x);
-        let params = asymmetric_params(min, max, range);
-        quantize(cpu.isa(), x, params, range, q);
-        *scale = params.scale;
-        *zero_point = to_code(params.zero_point).into();
-    }
+    let rows = rows_of_a_part(cpu, scale.len(), k);
+    let parts = x.chunks(rows * k).zip(q.chunks_mut(rows * k)).zip(scale.chunks_mut(rows));
+    let parts = parts.zip(zero_point.chunks_mut(rows)).collect();
+    over_parts(cpu, parts, |_, (((x, q), scale), zero_point)| {
+        let rows = x.chunks_exact(k).zip(q.chunks_exact_mut(k)).zip(scale).zip(zero_point);
+        for (((x, q), scale), zero_point) in rows {
+            let (min, max) = min_max(cpu.isa(), x);
+            let params = asymmetric_params(min, max, range);
+            quantize(cpu.isa(), x, params, range, q);
+            *scale = params.scale;
+            *zero_point = to_code(params.zero_point).into();
+        }
+    });
+}
+
+/// Rows that a thread takes: below some thousands of numbers (a microsecond or two) another thread costs more.
+fn rows_of_a_part(cpu: &Cpu, rows: usize, k: usize) -> usize {
+    cpu.threads().share(rows, 8192_usize.div_ceil(k))
 }
 
 /// What quantizing (rows, k) moves and computes: a minimum, a maximum, a product, a sum for each number.
