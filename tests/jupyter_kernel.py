@@ -53,6 +53,8 @@ def results_are_rich(client):
     assert "<table" in shown[1][1]["data"]["text/html"]
     figure = shown[2][1]["data"]
     assert figure["image/svg+xml"].startswith("<svg"), figure
+    # For whoever shows no SVG; base64 of a PNG's first bytes.
+    assert figure["image/png"].startswith("iVBORw0KGgo"), figure
     assert all("text/plain" in content["data"] for _, content in shown)
     shown, _ = run(client, "$base")
     assert "<details" in shown[0][1]["data"]["text/html"], shown

@@ -111,6 +111,7 @@ pub(super) fn media(parts: Vec<Part>) -> Media {
     let of = |part: Part| match part.mime {
         "text/html" => MediaType::Html(part.content),
         "image/svg+xml" => MediaType::Svg(part.content),
+        "image/png" => MediaType::Png(part.content),
         _ => MediaType::Plain(part.content),
     };
     Media::new(parts.into_iter().map(of).collect())
