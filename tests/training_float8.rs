@@ -63,14 +63,16 @@ fn blocks_have_their_own_scales_in_all_three_products() {
         (0..rows * columns)
             .map(|i| {
                 let (row, column) = (i / columns, i % columns);
-                let size = if row < 128 { 1.0 } else { 300.0 } * if column < 128 { 1.0 } else { 0.01 };
+                let size =
+                    if row < 128 { 1.0 } else { 300.0 } * if column < 128 { 1.0 } else { 0.01 };
                 if empty && row >= 128 && column >= 128 { 0.0 } else { rng.normal() * size }
             })
             .collect()
     };
     let (x, w, dy) = (random(m, k, true), random(n, k, false), random(m, n, true));
     let tape = Tape::new(&Cpu::new(Some(3)));
-    let leaf = |x: &[f32], shape: [usize; 2]| tape.leaf(Tensor::new(x.to_vec(), &shape).expect("whole"));
+    let leaf =
+        |x: &[f32], shape: [usize; 2]| tape.leaf(Tensor::new(x.to_vec(), &shape).expect("whole"));
     let (x_var, w_var) = (leaf(&x, [m, k]), leaf(&w, [n, k]));
     let y = float8_linear(&tape, Recipe::Blockwise, &x_var, &w_var).expect("a layer");
     let seed = Tensor::new(dy.clone(), &[m, n]).expect("whole");
@@ -78,7 +80,11 @@ fn blocks_have_their_own_scales_in_all_three_products() {
     let (dx, dw) = (gradients.take(&x_var).expect("of x"), gradients.take(&w_var).expect("of W"));
 
     let (low_x, low_w) = (through_blocks(&x, k, (1, 128)), through_blocks(&w, k, (128, 128)));
-    assert_near("y", y.value(), &product((m, n, k), |i, p| low_x[i * k + p], |p, j| low_w[j * k + p]));
+    assert_near(
+        "y",
+        y.value(),
+        &product((m, n, k), |i, p| low_x[i * k + p], |p, j| low_w[j * k + p]),
+    );
     let low_dy = through_blocks(&dy, n, (1, 128));
     assert_near("dx", &dx, &product((m, k, n), |i, p| low_dy[i * n + p], |p, j| low_w[p * k + j]));
     let (low_dy, low_x) = (through_blocks(&dy, n, (128, 1)), through_blocks(&x, k, (128, 1)));

@@ -10,6 +10,7 @@
 //! graph.rs     captured work, replayed as one launch; timing by events
 //! matmul.rs    dense products through cuBLASLt, one algorithm a shape
 //! linear/      linear layers in every format that has a kernel
+//! sparse/      linear layers whose weight is 2:4
 //! ops.rs       the operations between them
 //! tensor_map.rs  matrices as Hopper's copy engine sees them
 //! sources.rs   every `.cu` of this crate and how it is specialised
@@ -40,6 +41,7 @@ mod matmul;
 mod memory;
 pub mod ops;
 pub mod sources;
+pub mod sparse;
 mod tensor_map;
 
 #[cfg(test)]

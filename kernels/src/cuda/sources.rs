@@ -138,6 +138,51 @@ pub static PACK: Source = Source {
     variants: &[""],
 };
 
+/// 2:4 layers by Hopper's sparse warpgroup products.
+pub static SPARSE24: Source = Source {
+    name: "sparse24",
+    headers: &[HOPPER],
+    text: include_str!("sparse/sparse24.cu"),
+    hopper_only: true,
+    whole_shared: false,
+    variants: &[
+        "AO_KIND=BF16 AO_TN=16 AO_WG=2 AO_STAGES=8 AO_CHUNKS=2 AO_SHARE=1 AO_BLOCKS=1",
+        "AO_KIND=INT8 AO_TN=16 AO_WG=2 AO_STAGES=8 AO_CHUNKS=2 AO_SHARE=1 AO_BLOCKS=1",
+        "AO_KIND=FLOAT8 AO_TN=32 AO_WG=1 AO_STAGES=10 AO_CHUNKS=1 AO_SHARE=1 AO_BLOCKS=2",
+        "AO_KIND=FLOAT8 AO_TN=64 AO_WG=2 AO_STAGES=8 AO_CHUNKS=1 AO_SHARE=1 AO_BLOCKS=1",
+        "AO_KIND=FLOAT8 AO_TN=128 AO_WG=2 AO_STAGES=6 AO_CHUNKS=1 AO_SHARE=1 AO_BLOCKS=1",
+        "AO_KIND=BF16 AO_TN=256 AO_WG=2 AO_STAGES=5 AO_CHUNKS=1 AO_SHARE=2 AO_BLOCKS=1",
+        "AO_KIND=INT8 AO_TN=256 AO_WG=2 AO_STAGES=5 AO_CHUNKS=1 AO_SHARE=2 AO_BLOCKS=1",
+        "AO_KIND=FLOAT8 AO_TN=256 AO_WG=2 AO_STAGES=5 AO_CHUNKS=1 AO_SHARE=1 AO_BLOCKS=1",
+    ],
+};
+
+/// 2:4 layers in int4 with few tokens.
+pub static FEW24: Source = Source {
+    name: "few24",
+    headers: &[],
+    text: include_str!("sparse/few24.cu"),
+    hopper_only: false,
+    whole_shared: false,
+    variants: &[
+        "AO_NT=1 AO_RW=1 AO_KW=4 AO_DEPTH=2 AO_MIN_BLOCKS=1",
+        "AO_NT=1 AO_RW=7 AO_KW=4 AO_DEPTH=2 AO_MIN_BLOCKS=1",
+        "AO_NT=1 AO_RW=7 AO_KW=4 AO_DEPTH=2 AO_MIN_BLOCKS=1 AO_F32_SCALE",
+        "AO_NT=2 AO_RW=7 AO_KW=2 AO_DEPTH=4 AO_MIN_BLOCKS=1",
+        "AO_NT=8 AO_RW=4 AO_KW=2 AO_DEPTH=2 AO_MIN_BLOCKS=1",
+    ],
+};
+
+/// Packing weights for [`SPARSE24`] and [`FEW24`].
+pub static PACK24: Source = Source {
+    name: "pack24",
+    headers: &[],
+    text: include_str!("sparse/pack24.cu"),
+    hopper_only: false,
+    whole_shared: false,
+    variants: &[""],
+};
+
 /// The small operations between linear layers.
 pub static SMALL: Source = Source {
     name: "small_ops",
@@ -184,5 +229,17 @@ pub static QUANTIZE: Source = Source {
 };
 
 /// All of them.
-pub static SOURCES: [&Source; 9] =
-    [&LADDER, &ONE_TOKEN, &FEW_TOKENS, &WGMMA, &PACK, &SMALL, &DECODE, &PREFILL, &QUANTIZE];
+pub static SOURCES: [&Source; 12] = [
+    &LADDER,
+    &ONE_TOKEN,
+    &FEW_TOKENS,
+    &WGMMA,
+    &PACK,
+    &SPARSE24,
+    &FEW24,
+    &PACK24,
+    &SMALL,
+    &DECODE,
+    &PREFILL,
+    &QUANTIZE,
+];

@@ -32,14 +32,14 @@ pub(super) fn epilogue(output: &Output<'_>, rows: Rows) -> usize {
 }
 
 impl Output<'_> {
-    fn len(&self) -> usize {
+    pub(in crate::cuda) fn len(&self) -> usize {
         match self {
             Output::Bf16(y) => y.len(),
             Output::AddF32(y) | Output::F32(y) => y.len(),
         }
     }
 
-    pub(super) fn address(&self) -> u64 {
+    pub(in crate::cuda) fn address(&self) -> u64 {
         match self {
             Output::Bf16(y) => y.address(),
             Output::AddF32(y) | Output::F32(y) => y.address(),

@@ -9,6 +9,7 @@ mod compile;
 mod linear;
 mod one_token;
 mod small;
+mod sparse;
 
 use half::bf16;
 

@@ -1,0 +1,177 @@
+//! Running a 2:4 layer.
+
+use super::{Data, Kind, Scales, Sparse24Linear, Sparse24Tiling, quantize};
+use crate::cuda::launch::int;
+use crate::cuda::linear::Output;
+use crate::cuda::sources::{FEW24, SPARSE24};
+use crate::cuda::{Buffer, CudaError, CudaResult, Grid};
+
+/// Bytes of x that a block of every GPU may have in shared memory, and one of Hopper.
+const X_BYTES: [usize; 2] = [96 * 1024, 192 * 1024];
+
+/// The specialisation of `few24.cu`.
+#[derive(Clone, Copy, Debug)]
+struct FewTiling {
+    /// Tiles of eight tokens.
+    tokens: usize,
+    /// Tiles of 16 rows.
+    rows: usize,
+    /// Warps of a tile.
+    warps: usize,
+    depth: usize,
+    blocks: usize,
+}
+
+impl FewTiling {
+    /// For `m` tokens and `tiles` tiles of rows; as measured on an H100, see LOG.md.
+    fn choose(m: usize, tiles: usize, processors: usize) -> FewTiling {
+        let tokens = m.div_ceil(8).next_power_of_two();
+        let each = tiles.div_ceil(processors);
+        match tokens {
+            1 => FewTiling { tokens, rows: each.clamp(1, 7), warps: 4, depth: 2, blocks: 1 },
+            2 => FewTiling { tokens, rows: each.clamp(1, 7), warps: 2, depth: 4, blocks: 1 },
+            _ => FewTiling { tokens, rows: each.clamp(1, 4), warps: 2, depth: 2, blocks: 1 },
+        }
+    }
+
+    fn defines(self) -> Vec<String> {
+        vec![
+            format!("AO_NT={}", self.tokens),
+            format!("AO_RW={}", self.rows),
+            format!("AO_KW={}", self.warps),
+            format!("AO_DEPTH={}", self.depth),
+            format!("AO_MIN_BLOCKS={}", self.blocks),
+        ]
+    }
+}
+
+impl Sparse24Linear {
+    /// `y = x · Wᵀ (+ bias)`; x is (M, K) bf16.
+    pub fn run(&self, x: &Buffer<u16>, m: usize, y: &Output<'_>) -> CudaResult<()> {
+        self.run_as(Sparse24Tiling::choose(m), x, m, y)
+    }
+
+    /// The same cut as `tiling` says, for benches that look for the best.
+    pub fn run_as(
+        &self,
+        tiling: Sparse24Tiling,
+        x: &Buffer<u16>,
+        m: usize,
+        y: &Output<'_>,
+    ) -> CudaResult<()> {
+        let wanted = (m * self.k, m * self.n);
+        assert!((x.len(), y.len()) == wanted, "{} and {} are not {wanted:?}", x.len(), y.len());
+        if m == 0 {
+            return Ok(());
+        }
+        match &self.data {
+            Data::Wide { kind: Kind::Bf16, .. } => self.wide(tiling, (x.address(), 0), m, y),
+            Data::Wide { kind, .. } => {
+                // Held until the product is in the stream, so that no other layer's activations come between.
+                let mut scratch = self.device.scratch();
+                let scale: Buffer<f32> = scratch.take(&self.device, 0, m)?;
+                let q: Buffer<u8> = scratch.take(&self.device, 1, m * self.k)?;
+                quantize(&self.device, *kind, x, self.k, (&q, &scale))?;
+                self.wide(tiling, (q.address(), scale.address()), m, y)
+            }
+            Data::Int4 { .. } => self.few(x, m, y),
+        }
+    }
+
+    /// x and the scales of its tokens, by their addresses.
+    fn wide(
+        &self,
+        tiling: Sparse24Tiling,
+        (x, token_scale): (u64, u64),
+        m: usize,
+        y: &Output<'_>,
+    ) -> CudaResult<()> {
+        let Data::Wide { kind, packed, scale, pieces } = &self.data else { return Ok(()) };
+        let device = &self.device;
+        let element = if *kind == Kind::Bf16 { 2 } else { 1 };
+        let map = device.tensor_map(x, (m, self.k), element, tiling.tokens / tiling.share)?;
+        let row_tiles = self.n.div_ceil(64 * tiling.warpgroups).div_ceil(tiling.share);
+        let tiles = row_tiles * m.div_ceil(tiling.tokens);
+        let most = (device.multiprocessors() * tiling.blocks / tiling.share).max(1);
+        let grid = Grid::line(tiles.min(most) * tiling.share, 128 * (tiling.warpgroups + 1));
+        let kernel = device.kernel(&SPARSE24, &tiling.defines(*kind), "sparse24_linear")?;
+        kernel.launch(
+            grid.shared(tiling.shared(*kind)),
+            &[
+                map.into(),
+                packed.into(),
+                scale.as_ref().into(),
+                token_scale.into(),
+                self.bias.as_ref().into(),
+                y.address().into(),
+                int(m),
+                int(self.n),
+                int(*pieces),
+                int(self.n),
+                int(epilogue(y)),
+            ],
+        )
+    }
+
+    fn few(&self, x: &Buffer<u16>, m: usize, y: &Output<'_>) -> CudaResult<()> {
+        let Data::Int4 { packed, scale, group } = &self.data else { return Ok(()) };
+        let (device, steps) = (&self.device, self.k.div_ceil(128) * 4);
+        let token_bytes = steps * 64;
+        let room = X_BYTES[usize::from(device.has_wgmma())];
+        if token_bytes > room {
+            return Err(CudaError::new(format!(
+                "K = {} is too long for the 2:4 int4 kernel",
+                self.k
+            )));
+        }
+        // A pass reads W once.
+        let most = [64, 32, 16, 8].into_iter().find(|tokens| tokens * token_bytes <= room);
+        let pass = most.unwrap_or(room / token_bytes).min(m);
+        let (scale, is_f32) = match scale {
+            Scales::Bf16(scale) => (scale.address(), false),
+            Scales::F32(scale) => (scale.address(), true),
+        };
+        let size = if matches!(y, Output::Bf16(_)) { 2 } else { 4 };
+        for first in (0..m).step_by(pass) {
+            let tokens = pass.min(m - first);
+            let tiles = self.n.div_ceil(16);
+            let tiling = FewTiling::choose(tokens, tiles, device.multiprocessors());
+            let mut defines = tiling.defines();
+            if is_f32 {
+                defines.push("AO_F32_SCALE".to_owned());
+            }
+            let warps = tiling.rows * tiling.warps;
+            let sums = warps * tiling.tokens * 8 * 17 * 4;
+            let grid = Grid::line(tiles.div_ceil(tiling.rows), 32 * warps);
+            let kernel = device.kernel(&FEW24, &defines, "few24")?;
+            kernel.launch(
+                grid.shared((tokens * token_bytes).max(sums)),
+                &[
+                    packed.into(),
+                    scale.into(),
+                    self.bias.as_ref().into(),
+                    (x.address() + (first * self.k * 2) as u64).into(),
+                    (y.address() + (first * self.n * size) as u64).into(),
+                    int(tokens),
+                    int(self.n),
+                    int(self.k),
+                    int(self.k),
+                    int(self.n),
+                    int(group / 128),
+                    int(self.k / group),
+                    int(epilogue(y)),
+                ],
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// The kernels' names for what becomes of a sum.
+fn epilogue(y: &Output<'_>) -> usize {
+    match y {
+        Output::Bf16(_) => 0,
+        Output::AddF32(_) => 1,
+        Output::F32(_) => 2,
+    }
+}

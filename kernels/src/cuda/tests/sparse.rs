@@ -1,0 +1,235 @@
+//! 2:4 layers: every format, tokens from 1 to some hundreds, odd shapes, stored zeros.
+
+use super::{assert_close, device, from_bf16, poisoned_bf16, poisoned_f32, to_bf16};
+use crate::cuda::Device;
+use crate::cuda::linear::Output;
+use crate::cuda::sparse::{Sparse24Linear, Sparse24Tiling, Stored24};
+use crate::sample::Sample;
+use crate::sparse24_linear::{codes_of, kept_of, pack_int4};
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Bf16,
+    Int8,
+    Float8,
+    Int4 { group: usize, bf16: bool },
+}
+
+/// A layer and its rows in f64, zeros and all.
+struct Case {
+    kind: Kind,
+    linear: Sparse24Linear,
+    rows: Vec<f64>,
+    n: usize,
+    k: usize,
+    bias: Vec<f64>,
+}
+
+/// What an e4m3 code stands for.
+fn e4m3(code: u8) -> f64 {
+    let (exponent, fraction) = (i32::from(code >> 3 & 15), f64::from(code & 7));
+    let size = match exponent {
+        0 => fraction * 2f64.powi(-9),
+        _ => (8.0 + fraction) * 2f64.powi(exponent - 10),
+    };
+    if code & 0x80 == 0 { size } else { -size }
+}
+
+/// The e4m3 number next to `v`, ties to even, beyond 448 saturated.
+fn to_e4m3(v: f64) -> f64 {
+    let far = |code: &u8| (e4m3(*code) - v.abs()).abs();
+    let even = |code: &u8| code & 1;
+    let order = |a: &u8, b: &u8| far(a).total_cmp(&far(b)).then(even(a).cmp(&even(b)));
+    e4m3((0..0x7f_u8).min_by(order).unwrap_or(0)).copysign(v)
+}
+
+impl Case {
+    fn new(device: &Device, sample: &mut Sample, kind: Kind, (n, k): (usize, usize)) -> Case {
+        let mut keep = vec![false; n * k];
+        for four in keep.as_chunks_mut::<4>().0 {
+            let (a, b) = (sample.below(4) as usize, sample.below(4) as usize);
+            (four[a], four[b]) = (true, true);
+        }
+        let codes = codes_of(|row, column| keep[row * k + column], (n, k)).expect("2:4");
+        let stored_at = |i: usize| crate::sparse24_linear::is_stored(&codes, (i / k, i % k), k);
+        let mut byte = || sample.bits().to_le_bytes()[6];
+        let bytes: Vec<u8> = (0..n * k).map(|_| byte()).collect();
+        let scale: Vec<f32> = sample.vec(n, 0.02).iter().map(|v| v.abs() + 0.001).collect();
+        let bias = sample.vec(n, 1.0);
+        let make = |stored: Stored24<'_>| {
+            Sparse24Linear::new(device, (stored, &codes), (n, k), Some(&bias)).expect("a layer")
+        };
+        let (linear, dense): (Sparse24Linear, Vec<f64>) = match kind {
+            Kind::Bf16 => {
+                let w = to_bf16(&sample.vec(n * k, 0.3));
+                (make(Stored24::Bf16(&kept_of(&w, &codes, k))), from_bf16(&w))
+            }
+            Kind::Int8 => {
+                let q: Vec<i8> = bytes.iter().map(|b| b.cast_signed()).collect();
+                let kept = kept_of(&q, &codes, k);
+                let dense = q.iter().enumerate();
+                let dense = dense.map(|(i, q)| f64::from(*q) * f64::from(scale[i / k])).collect();
+                (make(Stored24::Int8Dynamic { q: &kept, scale: &scale }), dense)
+            }
+            Kind::Float8 => {
+                // Every code but the two that are no numbers.
+                let q: Vec<u8> =
+                    bytes.iter().map(|b| if b & 0x7f == 0x7f { b ^ 1 } else { *b }).collect();
+                let kept = kept_of(&q, &codes, k);
+                let dense = q.iter().enumerate();
+                let dense = dense.map(|(i, q)| e4m3(*q) * f64::from(scale[i / k])).collect();
+                (make(Stored24::Float8Dynamic { q: &kept, scale: &scale }), dense)
+            }
+            Kind::Int4 { group, bf16 } => {
+                let q: Vec<u8> = bytes.iter().map(|b| b & 15).collect();
+                let mut scale: Vec<f32> = sample.vec(n * k / group, 0.02);
+                if bf16 {
+                    scale.iter_mut().for_each(|v| *v = half::bf16::from_f32(*v).to_f32());
+                }
+                let kept = pack_int4(&kept_of(&q, &codes, k), k);
+                let dense = q.iter().enumerate();
+                let dense = dense
+                    .map(|(i, q)| (f64::from(*q) - 8.0) * f64::from(scale[i / group]))
+                    .collect();
+                (make(Stored24::Int4 { q: &kept, scale: &scale, group_size: group }), dense)
+            }
+        };
+        let zeros = |(i, w): (usize, f64)| if stored_at(i) { w } else { 0.0 };
+        let rows = dense.into_iter().enumerate().map(zeros).collect();
+        let bias = bias.iter().map(|v| f64::from(*v)).collect();
+        Case { kind, linear, rows, n, k, bias }
+    }
+
+    /// x as the layer multiplies it: as it is, or rounded to its codes.
+    fn activations(&self, x: &[f64]) -> Vec<f64> {
+        let by_token = |round: &dyn Fn(&[f64]) -> Vec<f64>| {
+            x.chunks_exact(self.k).flat_map(round).collect::<Vec<f64>>()
+        };
+        let amax = |x: &[f64]| x.iter().fold(0.0_f32, |a, v| a.max(v.abs() as f32));
+        match self.kind {
+            Kind::Bf16 | Kind::Int4 { .. } => x.to_vec(),
+            Kind::Int8 => by_token(&|x| {
+                let scale = (amax(x) / 127.5).max(f32::EPSILON);
+                let code = |v: &f64| ((*v as f32) * (1.0 / scale)).round_ties_even();
+                let seen = |v| f64::from(code(v).clamp(-128.0, 127.0)) * f64::from(scale);
+                x.iter().map(seen).collect()
+            }),
+            Kind::Float8 => by_token(&|x| {
+                let scale = half::bf16::from_f32(amax(x) / 448.0).to_f32();
+                let seen = |v: &f64| to_e4m3(f64::from(*v as f32 / scale)) * f64::from(scale);
+                x.iter().map(seen).collect()
+            }),
+        }
+    }
+}
+
+fn check(
+    device: &Device,
+    case: &Case,
+    m: usize,
+    sample: &mut Sample,
+    tiling: Option<Sparse24Tiling>,
+) {
+    let (n, k) = (case.n, case.k);
+    let x = to_bf16(&sample.vec(m * k, 1.0));
+    let on_device = device.upload(&x).expect("x");
+    let x = case.activations(&from_bf16(&x));
+    let (mut wanted, mut magnitude) = (vec![0.0; m * n], vec![0.0; m * n]);
+    for (i, x) in x.chunks_exact(k).enumerate() {
+        for (j, w) in case.rows.chunks_exact(k).enumerate() {
+            wanted[i * n + j] = case.bias[j];
+            magnitude[i * n + j] = case.bias[j].abs();
+            for (x, w) in x.iter().zip(w) {
+                wanted[i * n + j] += x * w;
+                magnitude[i * n + j] += (x * w).abs();
+            }
+        }
+    }
+    // Hopper adds products of e4m3 with 14 bits.
+    let short = if case.kind == Kind::Float8 { 2f64.powi(-10) } else { 0.0 };
+    let sums = k as f64 * 2f64.powi(-22) + short;
+    let name = format!("{:?} {n} × {k}, M = {m}, {tiling:?}", case.kind);
+    let run = |y: &Output<'_>| match tiling {
+        Some(tiling) => case.linear.run_as(tiling, &on_device, m, y),
+        None => case.linear.run(&on_device, m, y),
+    };
+    let y = poisoned_bf16(device, m * n);
+    run(&Output::Bf16(&y)).expect("a run");
+    let bound = |i: usize| magnitude[i] * sums + wanted[i].abs() * 2f64.powi(-8) + 1e-30;
+    assert_close(&name, &from_bf16(&y.read().expect("y")), &wanted, bound);
+    let y = poisoned_f32(device, m * n);
+    run(&Output::F32(&y)).expect("a run");
+    let got: Vec<f64> = y.read().expect("y").into_iter().map(f64::from).collect();
+    let bound = |i: usize| magnitude[i] * sums + wanted[i].abs() * 2f64.powi(-22) + 1e-30;
+    assert_close(&name, &got, &wanted, bound);
+    let before = sample.vec(m * n, 2.0);
+    let y = device.upload(&before).expect("y");
+    run(&Output::AddF32(&y)).expect("a run");
+    let got: Vec<f64> = y.read().expect("y").into_iter().map(f64::from).collect();
+    let wanted: Vec<f64> = wanted.iter().zip(&before).map(|(a, b)| a + f64::from(*b)).collect();
+    assert_close(&name, &got, &wanted, |i| bound(i) + wanted[i].abs() * 2f64.powi(-22));
+}
+
+#[test]
+fn two_of_four_in_int4_multiply_as_their_formula_says() {
+    let Some(device) = device() else { return };
+    let mut sample = Sample(0x24_0001);
+    for (shape, group, bf16) in
+        [((272, 512), 128, true), ((17, 1280), 256, false), ((33, 128), 128, false)]
+    {
+        let case = Case::new(&device, &mut sample, Kind::Int4 { group, bf16 }, shape);
+        for m in (1..=20).chain([33, 64, 65, 130]) {
+            check(&device, &case, m, &mut sample, None);
+        }
+    }
+}
+
+#[test]
+fn two_of_four_on_hopper_multiply_as_their_formulas_say() {
+    let Some(device) = device() else { return };
+    if !device.has_wgmma() {
+        println!("skipped: {} has no wgmma", device.name());
+        return;
+    }
+    let mut sample = Sample(0x24_0002);
+    for kind in [Kind::Bf16, Kind::Int8, Kind::Float8] {
+        for shape in [(272, 512), (19, 208), (136, 64), (648, 1040)] {
+            let case = Case::new(&device, &mut sample, kind, shape);
+            for m in [1, 2, 7, 16, 17, 33, 64, 65, 130, 300] {
+                check(&device, &case, m, &mut sample, None);
+            }
+        }
+        println!("{kind:?}");
+    }
+}
+
+#[test]
+fn every_tiling_gives_the_same() {
+    let Some(device) = device() else { return };
+    if !device.has_wgmma() {
+        println!("skipped: {} has no wgmma", device.name());
+        return;
+    }
+    let mut sample = Sample(0x24_0003);
+    for kind in [Kind::Bf16, Kind::Int8, Kind::Float8] {
+        let case = Case::new(&device, &mut sample, kind, (1160, 384));
+        for (tokens, share, chunks) in
+            [(16, 1, 2), (32, 2, 1), (64, 4, 1), (128, 2, 2), (256, 1, 1), (256, 2, 1), (256, 4, 1)]
+        {
+            let stages = if tokens == 256 || chunks == 2 { 3 } else { 5 };
+            let tiling = Sparse24Tiling { tokens, warpgroups: 2, stages, chunks, share, blocks: 1 };
+            check(&device, &case, 290, &mut sample, Some(tiling));
+        }
+    }
+}
+
+#[test]
+fn weights_that_are_not_whole_are_refused_in_words() {
+    let Some(device) = device() else { return };
+    let scale = [1.0; 4];
+    let stored = Stored24::Int4 { q: &[0; 32], scale: &scale, group_size: 32 };
+    let error = Sparse24Linear::new(&device, (stored, &[0; 14]), (1, 128), None);
+    assert!(error.expect_err("no kernel").to_string().contains("groups of 32"));
+    let error = Sparse24Linear::new(&device, (stored, &[0; 3]), (1, 128), None);
+    assert!(error.expect_err("codes").to_string().contains("codes"));
+}
