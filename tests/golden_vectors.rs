@@ -3,7 +3,8 @@
 //!
 //! Workflows whose numbers the families hold: int8_weight_only, int8_dynamic, int8_static (activations on int8_dynamic_act's grid),
 //! int4_weight_only, intx_weight_only, int8_dynamic_intx, uintx_weight_only, nf4, codebook, codebook_coreml, groupwise_lut, gguf,
-//! float8, floatx, mx, nvfp4, awq, gptq and auto_round (its columns), smoothquant, spinquant (hadamard), sinq (hqq).
+//! float8, floatx, mx, nvfp4, awq, gptq and auto_round (its columns), smoothquant, spinquant (hadamard), sinq (hqq), module_swap and uintx_bit_packed
+//! (recipes).
 
 #![allow(clippy::panic, reason = "a test fails by panicking")]
 

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use aolab::kernels::Cpu;
 use aolab::model::{DenseWeight, Weight};
-use aolab::quantization::{Recipe, WORKFLOWS, Workflow, config_from_dict, read_weight};
+use aolab::quantization::{
+    ExpertWeights, Recipe, WORKFLOWS, Workflow, config_from_dict, read_weight,
+};
 use aolab::rng::Rng;
 use aolab::{DType, Result, Tensor};
 use serde_json::{Value as Json, json};
@@ -110,7 +112,7 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-fn values(weight: &dyn Weight) -> Vec<f32> {
+fn values_of(weight: &dyn Weight) -> Vec<f32> {
     weight.dequantize().expect("a weight has values").to_f32_vec()
 }
 
@@ -122,10 +124,10 @@ fn same(a: &[f32], b: &[f32]) -> bool {
 fn check(name: &str, case: &Case, w: &[f32], made: &Arc<dyn Weight>) {
     let (n, k) = case.shape;
     assert_eq!(made.shape(), case.shape, "{name}");
-    let dq = values(made.as_ref());
+    let dq = values_of(made.as_ref());
     let back =
         read_weight(&made.meta(), made.tensors(), (n, k)).unwrap_or_else(|e| panic!("{name}: {e}"));
-    assert!(same(&dq, &values(back.as_ref())), "{name}: saved and read, other values");
+    assert!(same(&dq, &values_of(back.as_ref())), "{name}: saved and read, other values");
     assert_eq!(back.meta(), made.meta(), "{name}");
     let x: Vec<f32> =
         (0..2 * k).map(|i| f32::from(u8::try_from(i % 7).unwrap_or(0)) - 3.0).collect();
@@ -179,12 +181,57 @@ fn every_workflow_takes_hard_weights_or_says_why_not() {
     println!("{refused} were refused in words");
 }
 
-/// Experts in one tensor of three dimensions: no model here has them, and a weight says so.
+/// Experts in one tensor of three dimensions: each is quantized for itself, and a matrix of a model says that it is none.
 #[test]
-fn three_dimensions_are_refused_in_words() {
+fn three_dimensions_are_experts_or_refused_in_words() {
+    let cpu = Cpu::new(Some(2));
+    let (e, n, k) = (4, 19, 256);
+    let mut rng = Rng::new(21);
+    let mut values: Vec<f32> = (0..e * n * k).map(|_| rng.normal() * 0.1).collect();
+    // An outlier of one expert is no other's, and an expert may be zero.
+    values[5] = 100.0;
+    values[2 * n * k..3 * n * k].fill(0.0);
+    let experts = Tensor::new(values.clone(), &[e, n, k]).expect("its shape");
+    let x: Vec<f32> = (0..7 * k).map(|_| rng.normal()).collect();
+    for workflow in WORKFLOWS.iter().filter(|workflow| workflow.name != "spinquant") {
+        let (recipe, name) = (recipe(workflow), workflow.name);
+        if recipe.calibrated().is_some() {
+            continue;
+        }
+        let made = match ExpertWeights::quantize(&cpu, recipe.as_ref(), &experts) {
+            Ok(made) => made,
+            Err(error) => {
+                assert!(error.to_string().len() > 20, "{name}: {error}");
+                continue;
+            }
+        };
+        assert_eq!(made.shape(), [e, n, k], "{name}");
+        let dq = made.dequantize().expect("values").to_f32_vec();
+        for (i, expert) in values.chunks_exact(n * k).enumerate() {
+            let alone = Tensor::new(expert.to_vec(), &[n, k]).expect("a matrix");
+            let alone = quantized(recipe.as_ref(), &DenseWeight::shared(alone).expect("dense"));
+            let alone = values_of(alone.expect("as the others").as_ref());
+            assert!(same(&alone, &dq[i * n * k..][..n * k]), "{name}: expert {i}");
+        }
+        let tensors = made.tensors().expect("tensors");
+        let back = ExpertWeights::read(&made.meta(), &tensors, [e, n, k]);
+        let back = back.unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(same(&dq, &back.dequantize().expect("values").to_f32_vec()), "{name}: read back");
+        assert!(ExpertWeights::read(&made.meta(), &tensors, [e + 1, n, k]).is_err(), "{name}");
+        // Some experts have no tokens.
+        let (mut y, mut alone) = (vec![f32::NAN; 7 * n], vec![f32::NAN; 2 * n]);
+        made.linear(&cpu, &x, &[2, 0, 1, 4], &mut y).unwrap_or_else(|e| panic!("{name}: {e}"));
+        made.experts()[0].linear(&cpu, &x[..2 * k], 2, &mut alone).expect("two tokens");
+        assert!(same(&alone, &y[..2 * n]) && y.iter().all(|y| y.is_finite()), "{name}");
+        assert!(made.linear(&cpu, &x, &[2, 0, 1, 3], &mut y).is_err(), "{name}");
+    }
     let experts = Tensor::zeros(DType::F32, &[4, 32, 64]).expect("zeros");
     let words = DenseWeight::new(experts).expect_err("no matrix").to_string();
     assert!(words.contains("[4, 32, 64]"), "{words}");
+    let matrix = Tensor::zeros(DType::F32, &[32, 64]).expect("zeros");
+    let int8 = recipe(WORKFLOWS.iter().find(|w| w.name == "int8-weight-only").expect("listed"));
+    let words = ExpertWeights::quantize(&cpu, int8.as_ref(), &matrix).expect_err("no experts");
+    assert!(words.to_string().contains("wanted (E, N, K)"), "{words}");
     let json: Json = json!({ "_type": "IntxWeight", "_version": 1, "_data": {
         "dtype": { "_type": "torch.dtype", "_data": "float32" }, "group_size": 32,
         "weight_dtype": { "_type": "torch.dtype", "_data": "int4" },

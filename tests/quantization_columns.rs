@@ -166,9 +166,8 @@ fn gptq_and_auto_round_lose_less_of_the_output_than_rounding_to_nearest() {
             auto_round(&cpu, hessian.values(), &w, columns.as_mut(), rounding).expect("learns")
         };
         let learned = output_error(&x, weight.as_ref(), run(200, 2).as_ref());
-        // A step of a share is more than half a step of 8 bits: there the best that was seen may be where it began.
-        let limit = if name.contains("Int8") { nearest } else { 0.7 * nearest };
-        assert!(learned <= limit, "{name}: auto-round {learned}, to nearest {nearest}");
+        println!("{name}: gptq {:.3}, auto-round {:.3}", solved / nearest, learned / nearest);
+        assert!(learned < 0.7 * nearest, "{name}: auto-round {learned}, to nearest {nearest}");
         let bytes = |weight: &dyn Weight| weight.dequantize().expect("rows").to_f32_vec();
         assert_eq!(bytes(run(10, 1).as_ref()), bytes(run(10, 3).as_ref()), "{name}: threads");
     }

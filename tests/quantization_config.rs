@@ -89,7 +89,7 @@ fn wrong_configurations_are_refused_in_words() {
         (int4(json!({"group_size": -1})), "group_size is -1"),
         (int4(json!({"group_size": 0})), "group_size is 0"),
         (int4(json!({"int4_tile_packed_ntile": 9})), "8 or 16"),
-        (int4(json!({"int4_packing_format": "preshuffled"})), "wanted plain or tile-packed-to-4d"),
+        (int4(json!({"int4_packing_format": "opaque"})), "wanted plain or preshuffled"),
         (
             int4(
                 json!({"int4_choose_qparams_algorithm": {"_type": "Int4ChooseQParamsAlgorithm", "_data": "HQQ"}}),

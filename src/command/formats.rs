@@ -64,6 +64,8 @@ const ROWS: &[(&str, &str)] = &[
     ("Q4_0", "gguf --type Q4_0"),
     ("Q4_K", "gguf --type Q4_K"),
     ("Q4_K importance", "gguf --type Q4_K --importance"),
+    ("uint4 g64 hqq", "uintx-bit-packed-weight-only --group-size 64"),
+    ("int4 g32 range", "module-swap --weight-group-size 32"),
     ("nf4", "nf4-weight-only"),
     ("nvfp4", "nvfp4-weight-only"),
     ("nvfp4 gptq", "gptq --base nvfp4-weight-only"),

@@ -19,12 +19,13 @@ use crate::quantization::{
     Float8StaticActivationFloat8WeightConfig, Float8WeightOnlyConfig, FqnToConfig, GgufBlockConfig,
     GptqConfig, GroupwiseLutWeightConfig, Int4DynamicActivationInt4WeightConfig,
     Int4WeightOnlyConfig, Int8DynamicActivationInt4WeightConfig,
-    Int8DynamicActivationInt8WeightConfig, Int8DynamicActivationIntxWeightConfig, Int8LutConfig,
-    Int8StaticActivationInt8WeightConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig,
-    MXDynamicActivationMXWeightConfig, MXWeightOnlyConfig, NF4WeightOnlyConfig,
-    NVFP4DynamicActivationNVFP4WeightConfig, NVFP4WeightOnlyConfig, QuantizeReport, Recipe,
-    SinqConfig, SmoothQuantConfig, TiedEmbeddingQuantizer, UIntXWeightOnlyConfig, config_from_dict,
-    is_linear,
+    Int8DynamicActivationInt8WeightConfig, Int8DynamicActivationIntxWeightConfig,
+    Int8DynamicActivationUIntxWeightConfig, Int8LutConfig, Int8StaticActivationInt8WeightConfig,
+    Int8WeightOnlyConfig, IntxWeightOnlyConfig, MXDynamicActivationMXWeightConfig,
+    MXWeightOnlyConfig, NF4WeightOnlyConfig, NVFP4DynamicActivationNVFP4WeightConfig,
+    NVFP4WeightOnlyConfig, QuantizationRecipe, QuantizeReport, Recipe, SinqConfig,
+    SmoothQuantConfig, TiedEmbeddingQuantizer, UIntXWeightOnlyConfig, UIntxWeightOnlyConfig,
+    config_from_dict, is_linear,
 };
 use crate::session::Session;
 use crate::table::number;
@@ -103,6 +104,14 @@ pub(super) enum Workflow {
     /// Unsigned weights of 1 to 8 bits in groups with zero points, activations as they are
     #[command(name = "uintx-weight-only")]
     UIntXWeightOnly(UIntXWeightOnlyConfig),
+    /// 4 bits fitted by HQQ, or 8 bits a row, as gemlite's kernels take them; activations as they are
+    #[command(name = "uintx-bit-packed-weight-only")]
+    UIntxBitPacked(UIntxWeightOnlyConfig),
+    /// The same, activations rounded to 8 bits at every call
+    #[command(name = "int8-dynamic-activation-uintx-weight")]
+    Int8DynamicActivationUIntx(Int8DynamicActivationUIntxWeightConfig),
+    /// Weights of 2 to 8 bits whose ranges are set by what they cost; may read a text first
+    ModuleSwap(QuantizationRecipe),
     /// Float8 weights, and activations rounded to float8 at every call
     Float8DynamicActivationFloat8Weight(Float8DynamicActivationFloat8WeightConfig),
     /// Float8 weights, and activations rounded to float8 with a scale that is given, or found beforehand on a text
@@ -161,6 +170,9 @@ impl Workflow {
             Workflow::IntxWeightOnly(config) => Arc::new(config),
             Workflow::Nf4WeightOnly(config) => Arc::new(config),
             Workflow::UIntXWeightOnly(config) => Arc::new(config),
+            Workflow::UIntxBitPacked(config) => Arc::new(config.of_options()),
+            Workflow::Int8DynamicActivationUIntx(config) => Arc::new(config.of_options()),
+            Workflow::ModuleSwap(config) => Arc::new(config),
             Workflow::Float8DynamicActivationFloat8Weight(config) => Arc::new(config),
             Workflow::Float8StaticActivationFloat8Weight(config) => Arc::new(config),
             Workflow::Float8WeightOnly(config) => Arc::new(config),

@@ -10,7 +10,9 @@ use serde_json::{Map, Value as Json};
 use super::code_type::CodeType;
 use super::config::Typed;
 use super::intx_options::{IntxChooseQParamsAlgorithm, group_size};
-use super::packed::{Activations, Codec, Kind, PackedWeight, Parts, quantize_rows, unsigned_parts};
+use super::packed::{
+    Activations, Codec, Kind, PackedWeight, Parts, Zeros, quantize_rows, unsigned_parts,
+};
 use super::primitives::{
     Granularity, IntxRows, MappingType, choose_qparams_and_quantize_scale_only_hqq, intx_quantize,
     quantize_affine,
@@ -64,7 +66,10 @@ impl IntxFields {
             bits: self.weight_dtype.bits(),
             bias: self.weight_dtype.bias(),
             group_size: self.group_size,
-            zeros: self.mapping_type == MappingType::Asymmetric,
+            zeros: match self.mapping_type {
+                MappingType::Asymmetric => Zeros::Codes,
+                _ => Zeros::None,
+            },
         }
     }
 
@@ -112,7 +117,7 @@ impl IntxFields {
         let parts = match choose.0 {
             IntxChooseQParamsAlgorithm::Affine => {
                 let work = |rows: &Tensor| self.rows(rows, self.group_size, choose);
-                quantize_rows(cpu, weight, (codec.bias, codec.zeros), work)?
+                quantize_rows(cpu, weight, (codec.bias, codec.zeros != Zeros::None), work)?
             }
             IntxChooseQParamsAlgorithm::HqqScaleOnly => {
                 let w = weight.dequantize()?.to_dtype(weight.dtype())?;
@@ -131,7 +136,7 @@ impl IntxFields {
         mut parts: Parts,
     ) -> Result<Arc<dyn Weight>> {
         let codec = self.codec();
-        if !codec.zeros {
+        if codec.zeros == Zeros::None {
             parts.zero_point = None;
         }
         let about = (self.to_map(), self.details(shape.1));

@@ -15,6 +15,7 @@ pub mod codebook_coreml;
 pub mod columns;
 pub mod config;
 pub mod embedding;
+pub mod experts;
 pub mod float8;
 pub mod float8_dynamic_int4;
 mod floatx;
@@ -37,6 +38,7 @@ pub mod layouts;
 mod lut;
 mod lut_options;
 pub mod mixed_precision;
+pub mod module_swap;
 mod mx;
 pub mod nf4;
 mod nvfp4;
@@ -49,6 +51,7 @@ pub mod sinq;
 pub mod smoothquant;
 pub mod spinquant;
 pub(crate) mod stored;
+pub mod uintx_bit_packed;
 pub mod uintx_weight_only;
 mod workflows;
 
@@ -66,6 +69,7 @@ pub use codebook_coreml::CodebookCoreMlWeightOnlyConfig;
 pub use columns::Columns;
 pub use config::{config_from_dict, config_to_dict};
 pub use embedding::{EmbeddingQuantizer, TiedEmbeddingQuantizer};
+pub use experts::ExpertWeights;
 pub use float8::{
     Float8DynamicActivationFloat8WeightConfig, Float8StaticActivationFloat8WeightConfig,
     Float8WeightOnlyConfig,
@@ -87,6 +91,7 @@ pub use int8_weight_only::Int8WeightOnlyConfig;
 pub use intx_options::{IntxChooseQParamsAlgorithm, IntxPackingFormat};
 pub use intx_weight_only::IntxWeightOnlyConfig;
 pub use layouts::Layout;
+pub use module_swap::QuantizationRecipe;
 pub use mx::{MXDynamicActivationMXWeightConfig, MXWeightOnlyConfig};
 pub use nf4::NF4WeightOnlyConfig;
 pub use nvfp4::{NVFP4DynamicActivationNVFP4WeightConfig, NVFP4WeightOnlyConfig};
@@ -97,6 +102,7 @@ pub use quantize::{
 pub use sinq::SinqConfig;
 pub use smoothquant::SmoothQuantConfig;
 pub use stored::read_weight;
+pub use uintx_bit_packed::{Int8DynamicActivationUIntxWeightConfig, UIntxWeightOnlyConfig};
 pub use uintx_weight_only::UIntXWeightOnlyConfig;
 pub use workflows::{WORKFLOWS, Workflow, support_table};
 

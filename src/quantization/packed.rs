@@ -47,8 +47,18 @@ pub(crate) struct Codec {
     /// What an unsigned stored code exceeds its number by.
     pub(crate) bias: i16,
     pub(crate) group_size: usize,
-    /// Whether groups have zero points.
-    pub(crate) zeros: bool,
+    pub(crate) zeros: Zeros,
+}
+
+/// What groups have besides a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Zeros {
+    /// Nothing.
+    None,
+    /// A zero point that is a code, i8.
+    Codes,
+    /// A number that is added to every value, f32.
+    Values,
 }
 
 /// A weight `(N, K)` of one of the workflows.
@@ -69,7 +79,7 @@ pub(crate) struct Parts {
     pub(crate) codes: Vec<u8>,
     /// f32, bf16 or f16 `(N, K/g)`.
     pub(crate) scale: Tensor,
-    /// i8 `(N, K/g)`.
+    /// i8 or f32 `(N, K/g)`: see [`Zeros`].
     pub(crate) zero_point: Option<Tensor>,
 }
 
@@ -116,9 +126,11 @@ impl PackedWeight {
         let floats = [DType::F32, DType::BF16, DType::F16];
         let qdata = stored.take("qdata", &[DType::U8], &[n, nbytes])?;
         let scale = stored.take("scale", &floats, &[n, groups])?;
+        let mut take = |dtype| stored.take("zero_point", &[dtype], &[n, groups]);
         let zero = match codec.zeros {
-            true => Some(stored.take("zero_point", &[DType::I8], &[n, groups])?),
-            false => None,
+            Zeros::None => None,
+            Zeros::Codes => Some(take(DType::I8)?),
+            Zeros::Values => Some(take(DType::F32)?),
         };
         stored.finish()?;
         let codes = read_codes(&qdata, (n, k), bits)?;
@@ -226,7 +238,10 @@ fn assemble(
     }
     let offset = match zero_point {
         None => Offset::None,
-        Some(zero) if zero.shape() == scale.shape() => Offset::Zeros(zero.as_slice()?.to_vec()),
+        Some(zero) if zero.shape() == scale.shape() => match codec.zeros {
+            Zeros::Values => Offset::Values(floats(zero)?),
+            _ => Offset::Zeros(zero.as_slice()?.to_vec()),
+        },
         Some(zero) => {
             return Err(Error::invalid(format!(
                 "zero_point is {:?}; wanted {:?}",

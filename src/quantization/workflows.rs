@@ -8,7 +8,8 @@ use super::{
     Recipe, auto_round, awq, bitnet, codebook, codebook_coreml, embedding, float8,
     float8_dynamic_int4, floatx, gguf, gptq, groupwise_lut, int4_dynamic_int4, int4_weight_only,
     int8_dynamic, int8_dynamic_int4, int8_dynamic_intx, int8_lut, int8_static, int8_weight_only,
-    intx_weight_only, mx, nf4, nvfp4, sinq, smoothquant, spinquant, uintx_weight_only,
+    intx_weight_only, module_swap, mx, nf4, nvfp4, sinq, smoothquant, spinquant, uintx_bit_packed,
+    uintx_weight_only,
 };
 use crate::error::Result;
 use crate::model::Weight;
@@ -59,6 +60,7 @@ pub const WORKFLOWS: &[Workflow] = &[
     int8_static::WORKFLOW,
     int8_weight_only::WORKFLOW,
     intx_weight_only::WORKFLOW,
+    module_swap::WORKFLOW,
     mx::DYNAMIC,
     mx::WEIGHT_ONLY,
     nf4::WORKFLOW,
@@ -67,6 +69,8 @@ pub const WORKFLOWS: &[Workflow] = &[
     sinq::WORKFLOW,
     smoothquant::WORKFLOW,
     spinquant::WORKFLOW,
+    uintx_bit_packed::DYNAMIC,
+    uintx_bit_packed::WORKFLOW,
     uintx_weight_only::WORKFLOW,
 ];
 

@@ -31,6 +31,15 @@ struct Learned {
     beta: Vec<f32>,
 }
 
+impl Learned {
+    fn take_row(&mut self, from: &Learned, row: usize, (k, groups): (usize, usize)) {
+        let (weights, shares) = (row * k..(row + 1) * k, row * groups..(row + 1) * groups);
+        self.v[weights.clone()].copy_from_slice(&from.v[weights]);
+        self.alpha[shares.clone()].copy_from_slice(&from.alpha[shares.clone()]);
+        self.beta[shares.clone()].copy_from_slice(&from.beta[shares]);
+    }
+}
+
 struct Work<'a> {
     cpu: &'a Cpu,
     h: &'a [f32],
@@ -61,12 +70,16 @@ pub fn auto_round(
     let work = Work { cpu, h, w: w.to_f32_vec(), n, k, groups, size };
     let shares = vec![1.0; n * groups];
     let mut now = Learned { v: vec![0.0; n * k], alpha: shares.clone(), beta: shares };
-    let mut best = (f64::INFINITY, now.clone());
+    // Rows share no loss: each keeps what was best for it.
+    let mut best = (vec![f64::INFINITY; n], now.clone());
     for iter in 0..=rounding.iters {
         let (shifted, rounded) = work.round(columns, &now)?;
-        let (loss, gradient) = work.loss(&rounded);
-        if loss < best.0 {
-            best = (loss, now.clone());
+        let (losses, gradient) = work.loss(&rounded);
+        for (row, (least, loss)) in best.0.iter_mut().zip(losses).enumerate() {
+            if loss < *least {
+                *least = loss;
+                best.1.take_row(&now, row, (k, groups));
+            }
         }
         if iter < rounding.iters {
             #[expect(clippy::cast_precision_loss, reason = "steps are few")]
@@ -110,15 +123,24 @@ impl Work<'_> {
         Ok((shifted, rounded))
     }
 
-    /// `Σ (Q − W) · H · (Q − W)ᵀ` over the rows, and half its gradient for Q: `(Q − W) · H`.
-    fn loss(&self, rounded: &[f32]) -> (f64, Vec<f32>) {
+    /// `(Q − W) · H · (Q − W)ᵀ` of each row, and half its gradient for Q: `(Q − W) · H`.
+    fn loss(&self, rounded: &[f32]) -> (Vec<f64>, Vec<f32>) {
         let Work { n, k, .. } = *self;
         let errors: Vec<f32> = rounded.iter().zip(&self.w).map(|(q, w)| q - w).collect();
         let mut gradient = vec![0.0; n * k];
         // H is symmetric: its rows are its columns.
         dense_linear::f32(self.cpu, self.h, &errors, &mut gradient, Shape { m: n, n: k, k });
-        let products = errors.iter().zip(&gradient).map(|(e, g)| f64::from(*e) * f64::from(*g));
-        (products.sum(), gradient)
+        let rows = errors.chunks_exact(k).zip(gradient.chunks_exact(k));
+        let dot = |(e, g): (&[f32], &[f32])| {
+            e.iter().zip(g).map(|(e, g)| f64::from(*e) * f64::from(*g)).sum::<f64>()
+        };
+        (rows.map(dot).collect(), gradient)
+    }
+
+    /// The largest magnitude of a row's group.
+    fn edge(&self, row: usize, group: usize) -> f32 {
+        let w = &self.w[row * self.k + group * self.size..][..self.size];
+        w.iter().fold(0.0, |most: f32, w| most.max(w.abs()))
     }
 
     /// One signed step. A value that was rounded by more than a step was clipped: its offset has no gradient, its group's
@@ -134,6 +156,7 @@ impl Work<'_> {
         for row in 0..n {
             for group in 0..groups {
                 let step = columns.step(group, row).unwrap_or(0.0);
+                let lr_of_shares = lr * share_of_a_step(self.edge(row, group), step);
                 let (mut of_alpha, mut of_beta) = (0.0_f32, 0.0_f32);
                 for at in row * k + group * size..row * k + (group + 1) * size {
                     let over = shifted[at] - rounded[at];
@@ -146,12 +169,20 @@ impl Work<'_> {
                     of_beta += gradient[at] * beta;
                 }
                 let at = row * groups + group;
-                let moved = |share: f32, by: f32| (share - lr * sign(by)).clamp(LEAST_SHARE, 1.0);
+                let moved =
+                    |share: f32, by: f32| (share - lr_of_shares * sign(by)).clamp(LEAST_SHARE, 1.0);
                 learned.alpha[at] = moved(learned.alpha[at], of_alpha);
                 learned.beta[at] = moved(learned.beta[at], of_beta);
             }
         }
     }
+}
+
+/// Edges of 4 bits lie 8 steps from zero, so that a share that moves by lr moves them by 8 · lr steps. Edges of more bits move by
+/// as many: with lr itself one step of an edge of 8 bits would be more than half a code, and cut off what learning gains.
+fn share_of_a_step(edge: f32, step: f32) -> f32 {
+    const STEPS_OF_4_BITS: f32 = 8.0;
+    if edge > STEPS_OF_4_BITS * step { STEPS_OF_4_BITS * step / edge } else { 1.0 }
 }
 
 /// A share of what is above 0; an edge that is not stays.

@@ -13,12 +13,12 @@ use super::Recipe;
 use super::calibration::{Calibrated, LayerObserver, check_original, not_without_inputs};
 use super::config::Typed;
 use super::pre_scaled::{self, PreScaledWeight};
-use super::primitives::round_to_dtype;
+use super::primitives::{round_to_dtype, torch_column_means, torch_pow};
 use super::workflows::Workflow;
 use crate::error::{Error, Result};
 use crate::kernels::Cpu;
 use crate::model::{DenseWeight, Weight};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 /// A base format behind scales that protect the weights of large inputs.
 #[derive(Clone, Debug)]
@@ -149,26 +149,11 @@ pub struct Found {
 
 /// Tries the scales on the inputs `x (M, K)`. The first of equal losses wins.
 pub fn search(cpu: &Cpu, weight: &dyn Weight, x: &[f32], config: &AwqConfig) -> Result<Found> {
-    let (n, k) = weight.shape();
-    if x.is_empty() || !x.len().is_multiple_of(k) {
-        return Err(Error::invalid(format!("awq wants inputs of {k} features; got {}", x.len())));
-    }
-    let m = x.len() / k;
-    let means = mean_magnitudes(x, k);
-    let w = weight.dequantize()?.to_f32_vec();
-    let mut wanted = vec![0.0; m * n];
-    weight.linear(cpu, x, m, &mut wanted)?;
-    let mut got = vec![0.0; m * n];
+    let trials = Trials::new(cpu, weight, x, config)?;
     let (mut best, mut losses) = (None, Vec::new());
     for i in 0..config.scale_search_space_size {
-        let scales = candidate(&means, i, config.scale_search_space_size, weight);
-        let scaled = w.chunks_exact(k).flat_map(|row| row.iter().zip(&scales).map(|(w, s)| w * s));
-        let scaled =
-            Tensor::new(scaled.collect::<Vec<f32>>(), &[n, k])?.to_dtype(weight.dtype())?;
-        let quantized = config.base.quantize(cpu, &DenseWeight::new(scaled)?)?;
-        let x = x.chunks_exact(k).flat_map(|row| row.iter().zip(&scales).map(|(x, s)| x / s));
-        quantized.linear(cpu, &x.collect::<Vec<f32>>(), m, &mut got)?;
-        let loss = mean_square(&wanted, &got);
+        let scales = trials.candidate(i, f32::sqrt);
+        let (loss, quantized) = trials.loss(&scales)?;
         if best.as_ref().is_none_or(|(least, _, _)| loss < *least) {
             best = Some((loss, scales, quantized));
         }
@@ -178,30 +163,78 @@ pub fn search(cpu: &Cpu, weight: &dyn Weight, x: &[f32], config: &AwqConfig) -> 
     Ok(Found { scales, losses, weight })
 }
 
-/// `mean |x|` of each feature.
-#[expect(clippy::cast_precision_loss, reason = "tokens are far fewer than 2⁵³")]
-#[expect(clippy::cast_possible_truncation, reason = "a mean of f32 values")]
-pub fn mean_magnitudes(x: &[f32], k: usize) -> Vec<f32> {
-    let mut sums = vec![0.0_f64; k];
-    for row in x.chunks_exact(k) {
-        sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(x.abs()));
-    }
-    let count = (x.len() / k) as f64;
-    sums.into_iter().map(|sum| (sum / count) as f32).collect()
+/// A layer on whose inputs scales are tried.
+#[derive(Debug)]
+pub(crate) struct Trials<'a> {
+    cpu: &'a Cpu,
+    config: &'a AwqConfig,
+    shape: (usize, usize),
+    dtype: DType,
+    x: &'a [f32],
+    w: Vec<f32>,
+    means: Vec<f32>,
+    /// The outputs of the original weight.
+    wanted: Vec<f32>,
 }
 
-/// `x̄^(i / size)`, not below 10⁻⁴, over `√(max · min)`, each step in the weight's dtype.
-#[expect(clippy::cast_precision_loss, reason = "the search space is small")]
-#[expect(clippy::cast_possible_truncation, reason = "torch raises f32 to an f32 power too")]
-fn candidate(means: &[f32], i: usize, size: usize, weight: &dyn Weight) -> Vec<f32> {
-    let rounded = |value| round_to_dtype(weight.dtype(), value);
-    let ratio = (i as f64 / size as f64) as f32;
-    let scales: Vec<f32> =
-        means.iter().map(|mean| rounded(mean.powf(ratio)).max(rounded(1e-4))).collect();
-    let max = scales.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let min = scales.iter().copied().fold(f32::INFINITY, f32::min);
-    let middle = rounded(rounded(max * min).sqrt());
-    scales.into_iter().map(|scale| rounded(scale / middle)).collect()
+impl<'a> Trials<'a> {
+    pub(crate) fn new(
+        cpu: &'a Cpu,
+        weight: &dyn Weight,
+        x: &'a [f32],
+        config: &'a AwqConfig,
+    ) -> Result<Trials<'a>> {
+        let (n, k) = weight.shape();
+        if x.is_empty() || !x.len().is_multiple_of(k) {
+            let got = x.len();
+            return Err(Error::invalid(format!("awq wants inputs of {k} features; got {got}")));
+        }
+        let mut wanted = vec![0.0; x.len() / k * n];
+        weight.linear(cpu, x, x.len() / k, &mut wanted)?;
+        Ok(Trials {
+            cpu,
+            config,
+            shape: (n, k),
+            dtype: weight.dtype(),
+            x,
+            w: weight.dequantize()?.to_f32_vec(),
+            means: mean_magnitudes(x, k),
+            wanted,
+        })
+    }
+
+    /// `x̄^(i / size)`, not below 10⁻⁴, over `√(max · min)`, each step in the weight's dtype.
+    #[expect(clippy::cast_precision_loss, reason = "the search space is small")]
+    #[expect(clippy::cast_possible_truncation, reason = "torch raises f32 to an f32 power too")]
+    pub(crate) fn candidate(&self, i: usize, root: impl Fn(f32) -> f32) -> Vec<f32> {
+        let rounded = |value| round_to_dtype(self.dtype, value);
+        let ratio = (i as f64 / self.config.scale_search_space_size as f64) as f32;
+        let scale = |mean: &f32| rounded(torch_pow(*mean, ratio)).max(rounded(1e-4));
+        let scales: Vec<f32> = self.means.iter().map(scale).collect();
+        let max = scales.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let min = scales.iter().copied().fold(f32::INFINITY, f32::min);
+        let middle = rounded(root(rounded(max * min)));
+        scales.into_iter().map(|scale| rounded(scale / middle)).collect()
+    }
+
+    /// The mean squared error of the outputs, and the base's weight.
+    pub(crate) fn loss(&self, scales: &[f32]) -> Result<(f64, Arc<dyn Weight>)> {
+        let (n, k) = self.shape;
+        let rows = self.w.chunks_exact(k);
+        let scaled = rows.flat_map(|row| row.iter().zip(scales).map(|(w, s)| w * s));
+        let scaled = Tensor::new(scaled.collect::<Vec<f32>>(), &[n, k])?.to_dtype(self.dtype)?;
+        let quantized = self.config.base.quantize(self.cpu, &DenseWeight::new(scaled)?)?;
+        let rows = self.x.chunks_exact(k);
+        let x = rows.flat_map(|row| row.iter().zip(scales).map(|(x, s)| x / s));
+        let mut got = vec![0.0; self.wanted.len()];
+        quantized.linear(self.cpu, &x.collect::<Vec<f32>>(), self.x.len() / k, &mut got)?;
+        Ok((mean_square(&self.wanted, &got), quantized))
+    }
+}
+
+/// `mean |x|` of each feature, in torch's order of additions.
+pub fn mean_magnitudes(x: &[f32], k: usize) -> Vec<f32> {
+    torch_column_means(&x.iter().map(|x| x.abs()).collect::<Vec<f32>>(), k)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "outputs are far fewer than 2⁵³")]

@@ -15,7 +15,7 @@ use serde_json::{Map, Value as Json};
 
 use super::Recipe;
 use super::config::{Typed, enum_from_word, to_dict};
-use super::packed::{Activations, Codec, Kind, PackedWeight, quantize_rows};
+use super::packed::{Activations, Codec, Kind, PackedWeight, Zeros, quantize_rows};
 use super::primitives::{Granularity, IntxRows, int4_row_quantize};
 use super::stored::Stored;
 use super::workflows::Workflow;
@@ -84,7 +84,7 @@ const KIND: Kind = Kind {
     activations: Activations::Float8,
 };
 
-const CODEC: Codec = Codec { bits: 4, bias: 8, group_size: GROUP_SIZE, zeros: false };
+const CODEC: Codec = Codec { bits: 4, bias: 8, group_size: GROUP_SIZE, zeros: Zeros::None };
 
 /// What files keep of the configuration.
 #[derive(Serialize, Deserialize)]

@@ -11,7 +11,7 @@ use serde_json::{Map, Value as Json};
 
 use super::Recipe;
 use super::config::{Typed, to_dict};
-use super::packed::{Activations, Codec, Kind, PackedWeight, quantize_rows};
+use super::packed::{Activations, Codec, Kind, PackedWeight, Zeros, quantize_rows};
 use super::primitives::{
     CodeRange, IntType, IntxRows, MappingType, QParamsOptions, choose_qparams_affine,
     quantize_affine,
@@ -77,7 +77,7 @@ const KIND: Kind = Kind {
 const DETAILS: &str = "int4, a scale a row, activations int4";
 
 fn codec(k: usize) -> Codec {
-    Codec { bits: 4, bias: 8, group_size: k, zeros: false }
+    Codec { bits: 4, bias: 8, group_size: k, zeros: Zeros::None }
 }
 
 fn config_from_dict(typed: &Typed<'_>) -> Result<Arc<dyn Recipe>> {

@@ -44,8 +44,8 @@ impl Int4Columns {
             return super::hqq(&Cpu::new(Some(1)), &DenseWeight::new(columns.clone())?, width);
         }
         let columns = match self.config.int4_packing_format {
-            Int4PackingFormat::Plain => columns.clone(),
             Int4PackingFormat::TilePackedTo4d => columns.to_dtype(DType::BF16)?,
+            _ => columns.clone(),
         };
         self.config.quantize_rows()(&columns, width)
     }

@@ -1,19 +1,23 @@
-//! Int4 weight-only: torchao's `Int4WeightOnlyConfig` (Q01, Q04).
+//! Int4 weight-only: torchao's `Int4WeightOnlyConfig` (Q01–Q04).
 //!
 //! `group_size` neighbours of a row share a scale and a zero; each weight is a code of 4 bits and stands for
 //! `(q − 8) · scale + zero`. Activations stay as they are. A quarter of the bytes of bf16, and as much
 //! faster where weights are read from memory for every token.
 //!
-//! Two ways to choose scale and zero, told apart as in torchao by the packing format:
+//! Three ways to choose scale and zero, told apart as in torchao by the packing format:
 //!
 //! - `plain` (Q01): `scale = max(max − min, 1e-6) / 15`, `zero = min + 8 · scale`, in f32, as MSLK has it; scale and
-//!   zero are rounded to the weight's dtype after the codes are made.
+//!   zero are rounded to the weight's dtype after the codes are made. `preshuffled` (Q02) has the same numbers.
+//! - `plain_int32` (Q03, torchao's for XPU): `scale = max((max − min) / 15, 1e-6)` with 0 between min and max (N04), an integer
+//!   zero point, all in the weight's dtype, which is bf16 or f16. Here the value of code 8, `(8 − zero_point) · scale`, is kept
+//!   as f32, which holds it exactly.
 //! - `tile_packed_to_4d` (Q04): tinygemm's formulas (N09) in bf16, each operation rounded, scale and zero bf16.
 //!   torchao takes bf16 weights only; a weight of another dtype is rounded to bf16 first, and its details say so.
 //!   Its `hqq` algorithm (N19) fits the zeros to the whole weight in f32 before they are rounded.
 //!
-//! Both are kept in one layout on the CPU, two codes a byte, the even column in the low nibble, codes 0 ..= 15:
-//! the tiles of `tile_packed_to_4d` serve a GPU's tensor cores and change no number. For the same reason its padding
+//! All are kept in one layout on the CPU, two codes a byte, the even column in the low nibble, codes 0 ..= 15: the tiles of
+//! `tile_packed_to_4d` (`primitives::pack_tinygemm_tiles`), the words of `plain_int32` and the shuffle of `preshuffled` serve
+//! accelerators and change no number. For the same reason its padding
 //! of K to 1024 with zeros has no effect: groups never straddle the edge. f16 scales are kept as f32.
 //!
 //! `group_size` may be any divisor of an even K; torchao's documentation names 256, 128, 64 and 32, which are also the
@@ -33,9 +37,9 @@ pub use self::options::{Int4ChooseQParamsAlgorithm, Int4PackingFormat};
 use self::weight::Int4Weight;
 use super::config::{Typed, to_dict};
 use super::primitives::{
-    CodeRange, Granularity, HqqCodes, HqqOptions, IntType, QParamsOptions,
-    choose_qparams_affine_tinygemm, choose_qparams_and_quantize_affine_hqq, int4_row_quantize_zp,
-    quantize_affine_tinygemm,
+    CodeRange, Granularity, HqqCodes, HqqOptions, IntType, MappingType, QParamsOptions,
+    choose_qparams_affine, choose_qparams_affine_tinygemm, choose_qparams_and_quantize_affine_hqq,
+    int4_row_quantize_zp, quantize_affine, quantize_affine_tinygemm,
 };
 use super::rows::for_row_blocks;
 use super::stored::Stored;
@@ -56,7 +60,8 @@ pub struct Int4WeightOnlyConfig {
     /// Kept for torchao, where it tunes a compiler; it does nothing here.
     #[arg(skip = true)]
     pub set_inductor_config: bool,
-    /// How scales and zeros are chosen: plain (in f32) or tile-packed-to-4d (tinygemm's, in bf16)
+    /// How scales and zeros are chosen: plain or preshuffled (in f32), plain-int32 (integer zeros), or
+    /// tile-packed-to-4d (tinygemm's, in bf16)
     #[arg(
         id = "packing_format",
         long = "packing-format",
@@ -94,7 +99,7 @@ const VERSION: u64 = 2;
 
 pub(super) const WORKFLOW: Workflow = Workflow {
     name: "int4-weight-only",
-    ids: &["Q01", "Q04"],
+    ids: &["Q01", "Q02", "Q03", "Q04"],
     config_type: TYPE,
     weight_type: weight::TYPE,
     granularity: "per-group:SIZE",
@@ -129,11 +134,12 @@ impl Int4WeightOnlyConfig {
             )));
         }
         let hqq = self.int4_choose_qparams_algorithm == Int4ChooseQParamsAlgorithm::Hqq;
-        if hqq && self.int4_packing_format == Int4PackingFormat::Plain {
-            return Err(Error::invalid(
-                "choose_qparams_algorithm hqq belongs to tile-packed-to-4d and the packing format is plain; \
-                 add --packing-format tile-packed-to-4d",
-            ));
+        if hqq && self.int4_packing_format != Int4PackingFormat::TilePackedTo4d {
+            let got = self.int4_packing_format;
+            return Err(Error::invalid(format!(
+                "choose_qparams_algorithm hqq belongs to tile-packed-to-4d and the packing format is {got}; \
+                 add --packing-format tile-packed-to-4d"
+            )));
         }
         Ok(())
     }
@@ -141,6 +147,7 @@ impl Int4WeightOnlyConfig {
     /// What scales and zeros are kept in.
     fn kept(&self, weight: &dyn Weight) -> DType {
         match (self.int4_packing_format, weight.dtype()) {
+            (Int4PackingFormat::PlainInt32, _) => DType::F32,
             (Int4PackingFormat::TilePackedTo4d, _) | (_, DType::BF16) => DType::BF16,
             _ => DType::F32,
         }
@@ -149,7 +156,8 @@ impl Int4WeightOnlyConfig {
     /// How blocks of rows are quantized; HQQ looks at all rows at once, and is not among these.
     fn quantize_rows(&self) -> fn(&Tensor, usize) -> Result<Quantized> {
         match self.int4_packing_format {
-            Int4PackingFormat::Plain => plain_rows,
+            Int4PackingFormat::Plain | Int4PackingFormat::Preshuffled => plain_rows,
+            Int4PackingFormat::PlainInt32 => integer_rows,
             Int4PackingFormat::TilePackedTo4d => tinygemm_rows,
         }
     }
@@ -231,6 +239,27 @@ fn plain_rows(rows: &Tensor, group_size: usize) -> Result<Quantized> {
         codes: codes.iter().map(|code| code.wrapping_add(8).cast_unsigned()).collect(),
         scale: quantized.scale.to_dtype(kept)?,
         zero: zero.to_dtype(kept)?,
+    })
+}
+
+/// Q03: torchao's for XPU, zero points 0 ..= 15.
+fn integer_rows(rows: &Tensor, group_size: usize) -> Result<Quantized> {
+    // torchao takes bf16 and f16 only.
+    let dtype = if rows.dtype() == DType::F16 { DType::F16 } else { DType::BF16 };
+    let rows = rows.to_dtype(dtype)?;
+    let range = CodeRange::new(IntType::Int(32), 0, 15)?;
+    let block = [1, group_size];
+    let options = QParamsOptions { eps: Some(1e-6), keepdim: true, ..QParamsOptions::default() };
+    let (scale, zero) =
+        choose_qparams_affine(&rows, MappingType::Asymmetric, &block, range, options)?;
+    let codes = quantize_affine(&rows, &block, &scale, &zero, range)?;
+    let codes = codes.as_slice::<i32>()?.iter().map(|code| code.to_le_bytes()[0] & 15);
+    let pairs = scale.to_f32_vec().into_iter().zip(zero.to_f32_vec());
+    let middle: Vec<f32> = pairs.map(|(scale, zero)| (8.0 - zero) * scale).collect();
+    Ok(Quantized {
+        codes: codes.collect(),
+        scale: scale.to_dtype(DType::F32)?,
+        zero: Tensor::new(middle, scale.shape())?,
     })
 }
 

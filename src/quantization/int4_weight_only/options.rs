@@ -9,23 +9,33 @@ use serde_json::Value as Json;
 use crate::error::{Error, Result};
 use crate::quantization::config::{enum_from_json, enum_from_word, enum_to_json};
 
-/// How scales and zeros are chosen (A14). torchao's other two, `preshuffled` and `plain_int32`, are layouts
-/// for accelerators.
+/// How scales and zeros are chosen (A14). Each belongs to an accelerator's layout in torchao; the order of the codes changes no
+/// number, and here it is the kernels' own for all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Int4PackingFormat {
     /// MSLK's numerics in f32 (Q01).
     Plain,
+    /// The same numbers: MSLK shuffles codes for a GPU's registers (Q02).
+    Preshuffled,
+    /// Integer zero points in bf16 or f16 (Q03).
+    PlainInt32,
     /// tinygemm's numerics in bf16 (Q04).
     TilePackedTo4d,
 }
 
-const FORMATS: [(&str, Int4PackingFormat); 2] =
-    [("PLAIN", Int4PackingFormat::Plain), ("TILE_PACKED_TO_4D", Int4PackingFormat::TilePackedTo4d)];
+const FORMATS: [(&str, Int4PackingFormat); 4] = [
+    ("PLAIN", Int4PackingFormat::Plain),
+    ("PRESHUFFLED", Int4PackingFormat::Preshuffled),
+    ("PLAIN_INT32", Int4PackingFormat::PlainInt32),
+    ("TILE_PACKED_TO_4D", Int4PackingFormat::TilePackedTo4d),
+];
 
 impl fmt::Display for Int4PackingFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Int4PackingFormat::Plain => "plain",
+            Int4PackingFormat::Preshuffled => "preshuffled",
+            Int4PackingFormat::PlainInt32 => "plain-int32",
             Int4PackingFormat::TilePackedTo4d => "tile-packed-to-4d",
         })
     }

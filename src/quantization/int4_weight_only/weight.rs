@@ -128,6 +128,7 @@ impl Weight for Int4Weight {
         let Parts { dtype, packing_format, .. } = self.parts;
         let rounded = match packing_format {
             Int4PackingFormat::TilePackedTo4d if dtype != DType::BF16 => ", rounded to bf16",
+            Int4PackingFormat::PlainInt32 if dtype == DType::F32 => ", rounded to bf16",
             _ => "",
         };
         format!("group_size {}, {packing_format}{rounded}", self.group_size)

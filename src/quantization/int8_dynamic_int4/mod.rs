@@ -12,7 +12,7 @@ use serde_json::{Map, Value as Json};
 
 use super::Recipe;
 use super::config::{Typed, to_dict};
-use super::packed::{Activations, Codec, Kind, PackedWeight, quantize_rows};
+use super::packed::{Activations, Codec, Kind, PackedWeight, Zeros, quantize_rows};
 use super::primitives::{
     CodeRange, Granularity, IntType, IntxRows, MappingType, QParamsOptions, choose_qparams_affine,
     quantize_affine,
@@ -75,7 +75,7 @@ struct Fields {
 
 impl Fields {
     fn codec(&self) -> Codec {
-        Codec { bits: 4, bias: 0, group_size: self.group_size, zeros: true }
+        Codec { bits: 4, bias: 0, group_size: self.group_size, zeros: Zeros::Codes }
     }
 
     fn details(&self) -> String {

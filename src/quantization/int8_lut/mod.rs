@@ -15,7 +15,7 @@ use super::Recipe;
 use super::code_type::CodeType;
 use super::config::{Typed, to_dict};
 use super::intx_options::group_size;
-use super::packed::{Activations, Codec, Kind, PackedWeight, quantize_rows};
+use super::packed::{Activations, Codec, Kind, PackedWeight, Zeros, quantize_rows};
 use super::primitives::{Granularity, IntxRows, MappingType, intx_quantize};
 use super::stored::Stored;
 use super::workflows::Workflow;
@@ -82,7 +82,7 @@ impl Fields {
     /// The table `qmin ..= qmax` is what the codes are above their bias.
     fn codec(&self) -> Codec {
         let (bits, bias) = (self.weight_dtype.bits(), self.weight_dtype.bias());
-        Codec { bits, bias, group_size: self.group_size, zeros: false }
+        Codec { bits, bias, group_size: self.group_size, zeros: Zeros::None }
     }
 
     fn details(&self) -> String {

@@ -156,7 +156,7 @@ fn intx(ours: &Ours) -> Result<Flat> {
 
 fn int4(ours: &Ours) -> Result<Flat> {
     if ours.field("int4_packing_format")["_data"] != "PLAIN" {
-        return Err(none_in(NAME, "int4-weight-only --packing-format tile-packed-to-4d"));
+        return Err(none_in(NAME, "int4-weight-only --packing-format other than plain"));
     }
     let (n, k) = ours.shape;
     // The top bit of each nibble is what codes from −8 and codes from 0 differ by.

@@ -46,6 +46,7 @@ mod parts;
 mod qparams;
 mod sinq;
 mod sqnr;
+mod torch_pow;
 mod torch_sum;
 
 pub use activation::{per_token_dynamic_quant, quantize_activation_per_token_absmax};
@@ -107,4 +108,5 @@ pub use qparams::{
 };
 pub use sinq::{SinqCodes, choose_qparams_and_quantize_scale_only_sinq};
 pub use sqnr::compute_error;
-pub(crate) use torch_sum::torch_mean;
+pub(crate) use torch_pow::torch_pow;
+pub(crate) use torch_sum::{torch_column_means, torch_mean};

@@ -28,6 +28,33 @@ pub(crate) fn torch_mean(values: &[f32]) -> f32 {
     torch_sum(values) / values.len() as f32
 }
 
+/// `torch.mean` over the rows of `x (M, K)`: the mean of each column. Columns are read 32 at a time, in order of their rows; what is
+/// left of them by eights and one by one, as rows are.
+#[expect(clippy::cast_precision_loss, reason = "torch divides by the length in f32 too")]
+pub(crate) fn torch_column_means(x: &[f32], k: usize) -> Vec<f32> {
+    let rows = x.len().checked_div(k).unwrap_or(0);
+    let mut sums: Vec<f32> = Vec::with_capacity(k);
+    while k - sums.len() >= ROWS * LANES {
+        let first = sums.len();
+        let quad = |row: &[f32]| -> [[f32; LANES]; ROWS] {
+            std::array::from_fn(|i| std::array::from_fn(|j| row[first + i * LANES + j]))
+        };
+        let quads: Vec<_> = x.chunks_exact(k).map(quad).collect();
+        sums.extend(cascade(&quads).as_flattened());
+    }
+    while k - sums.len() >= LANES {
+        let first = sums.len();
+        let block: Vec<f32> =
+            x.chunks_exact(k).flat_map(|row| row[first..first + LANES].iter().copied()).collect();
+        sums.extend(row_sum::<LANES>(&block));
+    }
+    while sums.len() < k {
+        let column: Vec<f32> = x.chunks_exact(k).map(|row| row[sums.len()]).collect();
+        sums.extend(row_sum::<1>(&column));
+    }
+    sums.into_iter().map(|sum| sum / rows as f32).collect()
+}
+
 fn row_sum<const N: usize>(values: &[f32]) -> [f32; N] {
     let (vectors, _) = values.as_chunks::<N>();
     let (quads, rest) = vectors.as_chunks::<ROWS>();
@@ -81,7 +108,7 @@ fn ceil_log2(size: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::torch_sum;
+    use super::{torch_column_means, torch_sum};
     use crate::rng::Rng;
 
     #[test]
@@ -93,6 +120,19 @@ mod tests {
             let amount: f64 = values.iter().map(|v| f64::from(v.abs())).sum();
             let off = (f64::from(torch_sum(&values)) - exact).abs();
             assert!(off <= amount * 2.0_f64.powi(-20), "{len}: off by {off}");
+        }
+    }
+
+    #[test]
+    fn means_of_columns_are_near_the_exact_ones() {
+        let mut rng = Rng::new(8);
+        for (m, k) in [(1, 1), (3, 45), (24, 64), (100, 33), (4099, 40)] {
+            let x: Vec<f32> = (0..m * k).map(|_| rng.normal().abs()).collect();
+            for (column, mean) in torch_column_means(&x, k).into_iter().enumerate() {
+                let sum: f64 = x.chunks_exact(k).map(|row| f64::from(row[column])).sum();
+                let off = (f64::from(mean) - sum / m as f64).abs();
+                assert!(off <= 1e-6 * f64::from(mean), "{m} × {k}, {column}: off by {off}");
+            }
         }
     }
 

@@ -16,6 +16,7 @@ use super::Recipe;
 use super::calibration::{Calibrated, LayerObserver, check_original, not_without_inputs};
 use super::config::Typed;
 use super::pre_scaled::{self, PreScaledWeight};
+use super::primitives::torch_pow;
 use super::workflows::Workflow;
 use crate::error::{Error, Result};
 use crate::kernels::Cpu;
@@ -216,11 +217,7 @@ pub fn smoothing_factor(x_abs_max: &[f32], w_abs_max: &[f32], alpha: Option<f64>
     let Some(alpha) = alpha else { return vec![1.0; x_abs_max.len()] };
     let (for_x, for_w) = (alpha as f32, (1.0 - alpha) as f32);
     let pairs = x_abs_max.iter().zip(w_abs_max);
-    pairs.map(|(x, w)| power(x + f32::EPSILON, for_x) / power(w + f32::EPSILON, for_w)).collect()
-}
-
-/// As torch, which takes the square root where it may.
-#[expect(clippy::float_cmp, reason = "the one exponent that is a root")]
-fn power(x: f32, exponent: f32) -> f32 {
-    if exponent == 0.5 { x.sqrt() } else { x.powf(exponent) }
+    pairs
+        .map(|(x, w)| torch_pow(x + f32::EPSILON, for_x) / torch_pow(w + f32::EPSILON, for_w))
+        .collect()
 }

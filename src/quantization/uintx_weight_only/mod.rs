@@ -14,7 +14,7 @@ use serde_json::{Map, Value as Json};
 use super::Recipe;
 use super::code_type::CodeType;
 use super::config::{Typed, to_dict};
-use super::packed::{Activations, Codec, Kind, PackedWeight, quantize_rows};
+use super::packed::{Activations, Codec, Kind, PackedWeight, Zeros, quantize_rows};
 use super::primitives::{
     Granularity, IntxRows, MappingType, QParamsOptions, choose_qparams_affine, quantize_affine,
 };
@@ -88,7 +88,12 @@ struct Fields {
 impl Fields {
     fn codec(&self) -> Codec {
         let bits = self.code_dtype.bits();
-        Codec { bits, bias: middle(self.code_dtype), group_size: self.group_size, zeros: true }
+        Codec {
+            bits,
+            bias: middle(self.code_dtype),
+            group_size: self.group_size,
+            zeros: Zeros::Codes,
+        }
     }
 
     fn details(&self) -> String {
