@@ -1,4 +1,4 @@
-//! AVX-512 VNNI: 4-bit codes as 16-bit integers times pairs of activations (`vpdpwssd`), some weight rows against some
+//! AVX-512 VNNI: 4-bit codes as bytes times both bytes of an activation (`vpdpbusd`), some weight rows against some
 //! activation rows at a time.
 
 #![allow(
@@ -10,12 +10,13 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::Rows;
-use super::quads::{Quads, TokenRow};
+use super::quads::{Quads, Step, TokenRow};
 use crate::block_int16::BlockInt16;
 use crate::dense_linear::fetch;
 use crate::int8_linear::gemm::{self, Packed, Source, WeightBlock};
 use crate::isa::Avx512Vnni;
 use crate::parallel::Tile;
+use crate::rows::side_by_side;
 use crate::{Cpu, Shape};
 
 /// Activation rows that a pass multiplies: their integer and float sums fit the registers.
@@ -24,6 +25,9 @@ const M_TILE: usize = 4;
 /// Rows of weights that stay in the caches while the next activation rows pass; a multiple of every number of rows
 /// that go together.
 const PASS_ROWS: usize = 12;
+
+/// Bytes ahead in each of the streams that few tokens read: without, a step's thirty instructions hide too little.
+const AHEAD: usize = 2 << 10;
 
 /// Bytes of codes that a step multiplies: 128 codes.
 const STEP_BYTES: usize = 64;
@@ -65,28 +69,31 @@ impl<'a, const P: usize> Gemv<'a, P> {
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
     fn tile(&self, mut tile: Tile<'_, f32>) {
         let (rows, m) = (tile.cols(), tile.rows().len());
-        let step = if m <= M_TILE { rows.len().max(1) } else { PASS_ROWS };
+        let (step, ahead) = match m {
+            ..=M_TILE => (rows.len().max(1), AHEAD),
+            _ => (PASS_ROWS, PASS_ROWS * self.w.k / 2),
+        };
         let mut params = vec![Params::<P>::new(self.w); 4];
         for first in rows.clone().step_by(step) {
             let some = first..rows.end.min(first + step);
             for m in tile.rows().step_by(M_TILE) {
                 match tile.rows().end - m {
-                    1 => self.rows::<4, 1>(m, some.clone(), &mut params, &mut tile),
-                    2 => self.rows::<4, 2>(m, some.clone(), &mut params, &mut tile),
-                    3 => self.rows::<3, 3>(m, some.clone(), &mut params, &mut tile),
-                    _ => self.rows::<2, M_TILE>(m, some.clone(), &mut params, &mut tile),
+                    1 => self.rows::<4, 1>(m, (some.clone(), ahead), &mut params, &mut tile),
+                    2 => self.rows::<4, 2>(m, (some.clone(), ahead), &mut params, &mut tile),
+                    3 => self.rows::<3, 3>(m, (some.clone(), ahead), &mut params, &mut tile),
+                    _ => self.rows::<2, M_TILE>(m, (some.clone(), ahead), &mut params, &mut tile),
                 }
             }
         }
     }
 
-    /// R rows of weights at a time, then the rest one by one.
+    /// R rows of weights at a time, then the rest one by one; what lies `ahead` bytes behind them is asked for.
     #[inline]
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
     fn rows<const R: usize, const M: usize>(
         &self,
         m: usize,
-        rows: Range<usize>,
+        (rows, ahead): (Range<usize>, usize),
         params: &mut [Params<P>],
         tile: &mut Tile<'_, f32>,
     ) {
@@ -95,59 +102,80 @@ impl<'a, const P: usize> Gemv<'a, P> {
         for i in 1..M {
             x[i] = self.x.row(m + i);
         }
-        let whole = rows.end - rows.len() % R;
-        for n in rows.clone().step_by(R).take_while(|n| *n < whole) {
-            let dots = self.dot::<R, M>(n, &x, params);
+        let (together, rest) = side_by_side::<R>(rows);
+        for rows in together {
+            let dots = self.dot((rows, ahead), &x, params);
             for i in 0..M {
-                tile.row(m + i)[n - start..][..R].copy_from_slice(&dots[i]);
+                for r in 0..R {
+                    tile.row(m + i)[rows[r] - start] = dots[i][r];
+                }
             }
         }
-        for n in whole..rows.end {
-            let dots = self.dot::<1, M>(n, &x, params);
+        for n in rest {
+            let dots = self.dot(([n], ahead), &x, params);
             for i in 0..M {
                 tile.row(m + i)[n - start] = dots[i][0];
             }
         }
     }
 
-    /// Rows `n .. n + R` of the weights times M rows of activations.
+    /// R rows of the weights times M rows of activations.
     #[inline]
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
     fn dot<const R: usize, const M: usize>(
         &self,
-        n: usize,
+        (rows, ahead): ([usize; R], usize),
         x: &[TokenRow<'_>; M],
         params: &mut [Params<P>],
     ) -> [[f32; R]; M] {
         let row_bytes = self.w.k / 2;
-        let mut codes: [&[u8]; R] = [&[]; R];
-        let mut scales: [&[[f32; P]]; R] = [&[]; R];
+        let whole = row_bytes / STEP_BYTES;
+        // All cut to the same length, so that nothing is left to check in the loop.
+        let mut codes: [&[[u8; STEP_BYTES]]; R] = [&[]; R];
+        let mut factors: [[&[[f32; P]]; M]; R] = [[&[]; M]; R];
+        let mut steps: [&[Step]; M] = [&[]; M];
         for (r, params) in params.iter_mut().take(R).enumerate() {
-            codes[r] = self.w.codes(n + r);
-            params.read(self.w, n + r);
-            scales[r] = params.pieces.as_chunks::<P>().0;
+            codes[r] = &self.w.codes(rows[r]).as_chunks().0[..whole];
+            params.read(self.w, rows[r], x);
+            for m in 0..M {
+                factors[r][m] = &params.factors[m].as_chunks().0[..whole];
+            }
+        }
+        for m in 0..M {
+            steps[m] = &x[m].steps[..whole];
         }
         let mut sums = [[_mm512_setzero_ps(); M]; R];
-        let whole = row_bytes / STEP_BYTES;
         for b in 0..whole {
-            let mut part: [&[u8; STEP_BYTES]; R] = [&[0; STEP_BYTES]; R];
-            let mut scale = [&[0.0; P]; R];
-            for r in 0..R {
-                part[r] = &codes[r].as_chunks::<STEP_BYTES>().0[b];
-                scale[r] = &scales[r][b];
-                fetch_ahead(part[r], R * row_bytes);
+            let mut part = [(&[0; STEP_BYTES], [&[0.0; P]; M]); R];
+            let mut step = [&steps[0][b]; M];
+            for m in 1..M {
+                step[m] = &steps[m][b];
             }
-            add_step(part, scale, x, b, &mut sums);
+            for r in 0..R {
+                part[r].0 = &codes[r][b];
+                for m in 0..M {
+                    part[r].1[m] = &factors[r][m][b];
+                }
+                fetch_ahead(part[r].0, ahead);
+            }
+            add_step(part, step, &mut sums);
         }
         if whole * STEP_BYTES < row_bytes {
-            let mut part = [[0; STEP_BYTES]; R];
-            let mut scale = [&[0.0; P]; R];
-            for r in 0..R {
-                let tail = &codes[r][whole * STEP_BYTES..];
-                part[r][..tail.len()].copy_from_slice(tail);
-                scale[r] = &scales[r][whole];
+            let mut padded = [[0; STEP_BYTES]; R];
+            let mut part = [(&[0; STEP_BYTES], [&[0.0; P]; M]); R];
+            for (r, padded) in padded.iter_mut().enumerate() {
+                let tail = &self.w.codes(rows[r])[whole * STEP_BYTES..];
+                padded[..tail.len()].copy_from_slice(tail);
+                part[r].0 = padded;
+                for m in 0..M {
+                    part[r].1[m] = &params[r].factors[m].as_chunks().0[whole];
+                }
             }
-            add_step(part.each_ref(), scale, x, whole, &mut sums);
+            let mut step = [&x[0].steps[whole]; M];
+            for m in 1..M {
+                step[m] = &x[m].steps[whole];
+            }
+            add_step(part, step, &mut sums);
         }
         let mut dots = [[0.0; R]; M];
         for m in 0..M {
@@ -166,33 +194,42 @@ impl<'a, const P: usize> Gemv<'a, P> {
 struct Params<const P: usize> {
     scale: Vec<f32>,
     zero: Vec<f32>,
-    /// The scales again, one for each 128 / P codes, P for each step; zeros where a last step lacks codes.
+    /// The scales again where groups are longer than that: one for each 128 / P codes, P for each step; zeros where a last
+    /// step lacks codes.
     pieces: Vec<f32>,
+    /// The same times the scales of some rows of activations: what a step's whole sums are multiplied with; zeros as above.
+    factors: [Vec<f32>; M_TILE],
 }
 
 impl<const P: usize> Params<P> {
     fn new(w: Rows<'_>) -> Self {
         let none = vec![0.0; w.groups()];
         let pieces = vec![0.0; (w.k / 2).div_ceil(STEP_BYTES) * P];
-        Params { scale: none.clone(), zero: none, pieces }
+        let factors = std::array::from_fn(|_| pieces.clone());
+        Params { scale: none.clone(), zero: none, pieces, factors }
     }
 
     #[inline]
-    fn read(&mut self, w: Rows<'_>, n: usize) {
+    #[target_feature(enable = "avx512f")]
+    fn read<const M: usize>(&mut self, w: Rows<'_>, n: usize, x: &[TokenRow<'_>; M]) {
         w.w.scale.copy_row(n, &mut self.scale);
         w.w.zero.copy_row(n, &mut self.zero);
         let per_group = w.w.group_size / (2 * STEP_BYTES / P);
-        if per_group == 1 {
-            self.pieces[..self.scale.len()].copy_from_slice(&self.scale);
-            return;
+        let mut pieces = &self.scale;
+        if per_group > 1 {
+            for (pieces, scale) in self.pieces.chunks_mut(per_group).zip(&self.scale) {
+                pieces.fill(*scale);
+            }
+            pieces = &self.pieces;
         }
-        for (pieces, scale) in self.pieces.chunks_mut(per_group).zip(&self.scale) {
-            pieces.fill(*scale);
+        for m in 0..M {
+            let both = pieces.iter().zip(x[m].scale);
+            self.factors[m].iter_mut().zip(both).for_each(|(f, (w, x))| *f = w * x);
         }
     }
 }
 
-/// The scales of a step, spread over its sixteen sums.
+/// The factors of a step, spread over its sixteen sums.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn spread<const P: usize>(pieces: &[f32; P]) -> __m512 {
@@ -210,54 +247,52 @@ fn spread<const P: usize>(pieces: &[f32; P]) -> __m512 {
     }
 }
 
-/// `sums += Σ q · x · scale` of step `b`: 128 codes of R rows times M rows of activations.
+/// `sums += Σ q · x · factor` of a step: 128 codes of R rows, with a factor for each row of activations, times M rows of
+/// activations.
 #[inline]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vnni")]
 fn add_step<const P: usize, const R: usize, const M: usize>(
-    codes: [&[u8; STEP_BYTES]; R],
-    pieces: [&[f32; P]; R],
-    x: &[TokenRow<'_>; M],
-    b: usize,
+    codes: [(&[u8; STEP_BYTES], [&[f32; P]; M]); R],
+    x: [&Step; M],
     sums: &mut [[__m512; M]; R],
 ) {
-    let mask = _mm512_set1_epi16(15);
-    let mut steps = [&x[0].steps[b]; M];
-    let mut bytes = [_mm512_setzero_si512(); R];
-    let mut scales = [_mm512_setzero_ps(); R];
-    for m in 0..M {
-        steps[m] = &x[m].steps[b];
-    }
+    let mask = _mm512_set1_epi8(15);
+    let (mut low, mut high) = ([mask; R], [mask; R]);
     for r in 0..R {
-        bytes[r] = load_u8(codes[r]);
-        scales[r] = spread(pieces[r]);
-    }
-    let mut whole = [[_mm512_setzero_si512(); M]; R];
-    for i in 0..4 {
-        let mut w = [mask; R];
-        for r in 0..R {
-            // Nibble i of each of 32 words.
-            w[r] = match i {
-                0 => _mm512_and_si512(bytes[r], mask),
-                1 => _mm512_and_si512(_mm512_srli_epi16::<4>(bytes[r]), mask),
-                2 => _mm512_and_si512(_mm512_srli_epi16::<8>(bytes[r]), mask),
-                _ => _mm512_srli_epi16::<12>(bytes[r]),
-            };
-        }
-        for m in 0..M {
-            let x = load_i16(&steps[m].quads[i]);
-            for r in 0..R {
-                // Eight products of 15 · 2¹⁵ in each of 16 lanes stay far below 2³¹.
-                whole[r][m] = add_pairs(whole[r][m], w[r], x);
-            }
-        }
+        let bytes = load_u8(codes[r].0);
+        low[r] = _mm512_and_si512(bytes, mask);
+        high[r] = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), mask);
     }
     for m in 0..M {
-        let x_scale = load_f32(&steps[m].scale);
+        // Four products of 15 · 2⁷ in each of 16 lanes, twice; times 256 they stay far below 2³¹.
+        let mut whole = [_mm512_setzero_si512(); R];
+        whole = add_products(whole, &low, &x[m].even_high);
+        whole = add_products(whole, &high, &x[m].odd_high);
         for r in 0..R {
-            let scale = _mm512_mul_ps(x_scale, scales[r]);
-            sums[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole[r][m]), scale, sums[r][m]);
+            whole[r] = _mm512_slli_epi32::<8>(whole[r]);
+        }
+        whole = add_products(whole, &low, &x[m].even_low);
+        whole = add_products(whole, &high, &x[m].odd_low);
+        for r in 0..R {
+            let factor = spread(codes[r].1[m]);
+            sums[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole[r]), factor, sums[r][m]);
         }
     }
+}
+
+/// `sums += w · x` of R rows, four products a lane.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn add_products<const R: usize>(
+    mut sums: [__m512i; R],
+    w: &[__m512i; R],
+    x: &[i8; STEP_BYTES],
+) -> [__m512i; R] {
+    let x = load_i8(x);
+    for r in 0..R {
+        sums[r] = add_fours(sums[r], w[r], x);
+    }
+    sums
 }
 
 /// `sum + Σ a · b` of two rows of group values, still in sixteen lanes.
@@ -350,7 +385,7 @@ fn load_16(v: &[u8; 16]) -> __m128i {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load_i16(v: &[i16; 32]) -> __m512i {
+fn load_i8(v: &[i8; STEP_BYTES]) -> __m512i {
     // SAFETY: `v` is 64 readable bytes; loadu has no alignment need.
     unsafe { _mm512_loadu_si512(v.as_ptr().cast()) }
 }
@@ -369,20 +404,20 @@ fn load_f32(v: &[f32; 16]) -> __m512 {
     unsafe { _mm512_loadu_ps(v.as_ptr()) }
 }
 
-/// `sums` and the products of pairs, in one instruction: of the intrinsic the compiler makes two where that shortens a
-/// chain, but here the number of instructions counts.
+/// `sum` and four products of unsigned `w` with signed `x` in each lane, in one instruction: of the intrinsic the
+/// compiler makes several where that shortens a chain, but here the number of instructions counts.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]
-fn add_pairs(mut sums: __m512i, w: __m512i, x: __m512i) -> __m512i {
+fn add_fours(mut sum: __m512i, w: __m512i, x: __m512i) -> __m512i {
     // SAFETY: the instruction reads and writes these registers only, and the target feature says that it is there.
     unsafe {
         std::arch::asm!(
-            "vpdpwssd {sums}, {w}, {x}",
-            sums = inout(zmm_reg) sums,
+            "vpdpbusd {sum}, {w}, {x}",
+            sum = inout(zmm_reg) sum,
             w = in(zmm_reg) w,
             x = in(zmm_reg) x,
             options(pure, nomem, nostack, preserves_flags)
         );
     }
-    sums
+    sum
 }

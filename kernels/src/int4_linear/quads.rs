@@ -1,23 +1,29 @@
-//! Activations as the VNNI kernel reads them: 16-bit integers, every fourth k together.
+//! Activations as the VNNI kernel reads them: 16-bit integers as two int8 planes, even k apart from odd k.
 
 use super::planes::GroupSums;
 use crate::Isa;
 use crate::block_int16::BlockInt16;
 use crate::isa::Avx512Vnni;
 
-/// 128 activations, in the order in which 64 bytes of codes meet them.
+/// Activations of a step, which meet 64 bytes of codes.
+const STEP: usize = 128;
+
+/// 128 activations `q = 256 · high + low`: those of even k meet low nibbles, those of odd k high ones.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
 pub(super) struct Step {
-    /// `quads[i][l]` is the activation of k = 4l + i: nibble i of word l.
-    pub(super) quads: [[i16; 32]; 4],
-    /// The scales of the sixteen sums, which eight neighbouring activations share.
-    pub(super) scale: [f32; 16],
+    pub(super) even_high: [i8; 64],
+    pub(super) odd_high: [i8; 64],
+    pub(super) even_low: [i8; 64],
+    pub(super) odd_low: [i8; 64],
 }
 
 /// All activations of a call.
 #[derive(Debug)]
 pub(super) struct Quads {
     steps: Vec<Step>,
+    /// One for each piece of each step.
+    scale: Vec<f32>,
     sums: GroupSums,
     rows: usize,
     piece: usize,
@@ -27,6 +33,7 @@ pub(super) struct Quads {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TokenRow<'a> {
     pub(super) steps: &'a [Step],
+    pub(super) scale: &'a [f32],
     pub(super) minus_eight: &'a [f32],
     pub(super) sum: &'a [f32],
 }
@@ -41,10 +48,18 @@ impl Quads {
     ) -> Option<Quads> {
         let integers = BlockInt16::new(Isa::Avx512Vnni(isa), x, k, block)?;
         let rows = x.len() / k.max(1);
+        let piece = g.min(block);
         // SAFETY: the token is made only after avx512vnni was detected, with all of AVX-512.
         let steps = unsafe { steps(&integers, rows) };
+        let pieces = integers.padded_k.div_ceil(STEP) * STEP / piece;
+        let mut scale = Vec::with_capacity(rows * pieces);
+        for m in 0..rows {
+            let blocks = integers.row_scale(m);
+            let of_piece = |p: usize| blocks.get(p * piece / block).copied().unwrap_or(0.0);
+            scale.extend((0..pieces).map(of_piece));
+        }
         let sums = GroupSums::new(x, &integers, (k, g));
-        Some(Quads { steps, sums, rows, piece: g.min(block) })
+        Some(Quads { steps, scale, sums, rows, piece })
     }
 
     /// The longest run of codes that surely shares a scale.
@@ -59,29 +74,47 @@ impl Quads {
 
     pub(super) fn row(&self, m: usize) -> TokenRow<'_> {
         let length = self.steps.len() / self.rows;
+        let pieces = self.scale.len() / self.rows;
         let (minus_eight, sum) = self.sums.row(m);
-        TokenRow { steps: &self.steps[m * length..][..length], minus_eight, sum }
+        TokenRow {
+            steps: &self.steps[m * length..][..length],
+            scale: &self.scale[m * pieces..][..pieces],
+            minus_eight,
+            sum,
+        }
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn steps(integers: &BlockInt16, rows: usize) -> Vec<Step> {
-    let length = integers.padded_k.div_ceil(128);
-    let empty = Step { quads: [[0; 32]; 4], scale: [0.0; 16] };
+    let length = integers.padded_k.div_ceil(STEP);
+    let zeros = [0; 64];
+    let empty = Step { even_high: zeros, odd_high: zeros, even_low: zeros, odd_low: zeros };
     let mut steps = vec![empty; rows * length];
     for (m, steps) in steps.chunks_exact_mut(length.max(1)).enumerate() {
-        let scales = integers.row_scale(m);
-        for (b, (step, q)) in steps.iter_mut().zip(integers.row(m).chunks(128)).enumerate() {
-            for (l, four) in q.as_chunks::<4>().0.iter().enumerate() {
-                for (quad, &q) in step.quads.iter_mut().zip(four) {
-                    quad[l] = q;
-                }
-            }
-            for (lane, scale) in step.scale.iter_mut().enumerate() {
-                let k = 128 * b + 8 * lane;
-                *scale = scales.get(k / integers.block).copied().unwrap_or(0.0);
-            }
+        let (whole, tail) = integers.row(m).as_chunks::<STEP>();
+        for (step, q) in steps.iter_mut().zip(whole) {
+            step.put(q);
+        }
+        if let (false, Some(step)) = (tail.is_empty(), steps.last_mut()) {
+            let mut q = [0; STEP];
+            q[..tail.len()].copy_from_slice(tail);
+            step.put(&q);
         }
     }
     steps
+}
+
+impl Step {
+    /// 128 is added before a high byte is taken, so that what the signed low byte lacks is carried.
+    #[inline(always)]
+    fn put(&mut self, q: &[i16; STEP]) {
+        let byte = |q: i16| q.to_le_bytes()[0].cast_signed();
+        for (i, &[even, odd]) in q.as_chunks::<2>().0.iter().enumerate() {
+            self.even_high[i] = byte((even + 128) >> 8);
+            self.odd_high[i] = byte((odd + 128) >> 8);
+            self.even_low[i] = byte(even);
+            self.odd_low[i] = byte(odd);
+        }
+    }
 }
