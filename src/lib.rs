@@ -100,3 +100,20 @@ pub fn load_with(source: &str, options: &io::LoadOptions) -> Result<model::Model
     let found = io::open(source, options)?;
     model::Model::build(&found.name, found.config, &*found.parameters, found.tokenizer)
 }
+
+/// The Rust blocks of the tutorials, which `cargo test --doc` runs.
+#[cfg(doctest)]
+mod tutorials {
+    #[doc = include_str!("../tutorials/01-quantize-a-language-model.md")]
+    mod tutorial_01 {}
+    #[doc = include_str!("../tutorials/02-formats.md")]
+    mod tutorial_02 {}
+    #[doc = include_str!("../tutorials/03-calibration.md")]
+    mod tutorial_03 {}
+    #[doc = include_str!("../tutorials/04-find-the-best-mix.md")]
+    mod tutorial_04 {}
+    #[doc = include_str!("../tutorials/07-quantization-aware-training.md")]
+    mod tutorial_07 {}
+    #[doc = include_str!("../tutorials/10-sparsity.md")]
+    mod tutorial_10 {}
+}
