@@ -1,14 +1,16 @@
-//! What a person waits for at the prompt: the run store, undo, completion.
+//! What a person waits for at the prompt: the run store, undo, completion, a picture.
 //!
 //! `cargo bench --bench laboratory`. The goals: 10,000 runs filtered and sorted in 50 ms, `undo` in 1 ms, completion among the names of
-//! 1,000 layers in 20 ms.
+//! 1,000 layers in 20 ms, a heat map of 300 layers in 300 ms.
 
 use std::hint::black_box;
 use std::time::Duration;
 
 use aolab::Session;
 use aolab::command::{Names, complete};
+use aolab::plot::{PlotConfig, PlotKind, figure};
 use aolab::store::{Metric, Query, Run, RunStore};
+use aolab::table::{Cell, Table};
 use criterion::{Criterion, criterion_group, criterion_main};
 
 fn store(c: &mut Criterion) {
@@ -71,11 +73,45 @@ fn completion(c: &mut Criterion) {
     });
 }
 
+/// A row a layer, six numbers each, as SVG, as PNG and as text.
+fn heat_map(c: &mut Criterion) {
+    let mut table = Table::new("Errors").column("layer");
+    let parts = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"];
+    for part in parts {
+        table = table.column_unit(part, "dB");
+    }
+    for i in 0..300_u32 {
+        let numbers = (0..6_u32).map(|j| Cell::Float(f64::from((i * 37 + j * 101) % 400) / 10.0));
+        let row = std::iter::once(Cell::from(format!("model.layers.{i}"))).chain(numbers);
+        table.push(row).expect("seven cells");
+    }
+    let config = PlotConfig {
+        kind: PlotKind::HeatMap,
+        x: Some("layer".to_owned()),
+        y: parts.map(str::to_owned).to_vec(),
+        ..PlotConfig::default()
+    };
+    let draw = || figure(&table, &config).expect("a heat map");
+    c.bench_function("plot/heat-map-300-layers-svg", |bencher| {
+        bencher.iter(|| black_box(draw().to_svg().expect("an SVG")));
+    });
+    c.bench_function("plot/heat-map-300-layers-png", |bencher| {
+        bencher.iter(|| {
+            let drawn = draw();
+            let (width, height) = drawn.size();
+            black_box(drawn.to_png(width, height).expect("a PNG"))
+        });
+    });
+    c.bench_function("plot/heat-map-300-layers-terminal", |bencher| {
+        bencher.iter(|| black_box(draw().to_text(120, 40, true)));
+    });
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(10)
         .warm_up_time(Duration::from_millis(200))
         .measurement_time(Duration::from_secs(2));
-    targets = store, undo, completion
+    targets = store, undo, completion, heat_map
 }
 criterion_main!(benches);

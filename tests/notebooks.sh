@@ -13,11 +13,14 @@ if [ ! -e "$cache/jupyter/ready" ]; then
     exit 0
 fi
 if [ ! -x "$kernel/bin/evcxr_jupyter" ]; then
+    # rust-analyzer is most of it, and waits for the compiler more than it computes.
+    export CARGO_PROFILE_RELEASE_OPT_LEVEL=1
     if ! CARGO_TARGET_DIR="$kernel/build" cargo install --quiet --locked --root "$kernel" evcxr_jupyter --version "$version"; then
         echo "skipped: evcxr_jupyter could not be installed"
         exit 0
     fi
     rm -rf "$kernel/build"
+    unset CARGO_PROFILE_RELEASE_OPT_LEVEL
 fi
 export JUPYTER_PATH="$kernel/jupyter"
 "$kernel/bin/evcxr_jupyter" --install >/dev/null
