@@ -47,9 +47,11 @@ tokens! {
     /// [`Avx512Vnni`] with VBMI: look-ups of bytes among 64 and 128. It is no [`Isa`] of its own: kernels that want it ask.
     Avx512Vbmi on "x86_64": Avx512Vnni::detect().is_some()
         && is_x86_feature_detected!("avx512vbmi");
-    /// [`Avx512Vnni`] with VBMI2 and BMI2: bytes, words and bits spread by a mask. It is no [`Isa`] of its own either.
+    /// [`Avx512Vnni`] with VBMI, VBMI2, GFNI and BMI2: bytes, words and bits spread by a mask, bits added within bytes. It is no [`Isa`] of its own either.
     Avx512Vbmi2 on "x86_64": Avx512Vnni::detect().is_some()
+        && is_x86_feature_detected!("avx512vbmi")
         && is_x86_feature_detected!("avx512vbmi2")
+        && is_x86_feature_detected!("gfni")
         && is_x86_feature_detected!("bmi2");
     /// NEON with the dot-product instructions.
     Neon on "aarch64": std::arch::is_aarch64_feature_detected!("neon")

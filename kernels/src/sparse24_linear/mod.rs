@@ -3,21 +3,32 @@
 //! Which two of a four are stored is three bits: whether column 0, 1 and 2 are; column 3 is stored if that makes two. A row's 64 columns take
 //! 6 bytes, the first four in the low bits, and rows end on whole 64s. Of int4, byte j of a row's 128 columns holds the stored number j in its low
 //! nibble and 32 + j in its high one; codes 0 to 15 stand for `(q − 8) · scale + zero`.
-//! Error: |y − f64 result| ≤ K · 2⁻²² · Σ|x·w|; integer weights on AVX-512 add Σ_blocks amax(x in block) / 64000 · Σ|w|, blocks of 256
-//! (int4: of 128 or 64, within a group), because x is rounded to 16-bit integers once a call. Dynamic: `acc · s_x[m] · s_w[n]` bit for bit.
+//! Error: |y − f64 result| ≤ K · 2⁻²² · Σ|x·w|; integer weights on AVX-512 add Σ_blocks amax(x in block) / 64000 · Σ|w|, blocks of 512
+//! (with more tokens than a GEMV takes: of 128 or 64), because x is rounded to 16-bit integers once a call. Dynamic: `acc · s_x[m] · s_w[n]` bit for bit.
 //! Source: the pattern is NVIDIA's (Mishra et al. 2021, arXiv 2104.08378); the code of three bits, whose fourth is a parity, is our own.
 //!
-//! A row is spread to its columns in registers (`vpexpandb` by a mask that four integer instructions make of the codes), so that memory moves 0.59
+//! A row is spread to its columns in registers (`vpexpandb` by masks, eight of which four instructions make of the codes), so that memory moves 0.59
 //! of what dense int8 moves and 0.69 of dense int4. From [`GEMV_MAX_M`] tokens on a dense GEMM takes what was spread: there the
 //! processor multiplies zeros too, and nothing is gained but memory.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
+mod dynamic;
+#[cfg(target_arch = "x86_64")]
 mod floats;
+#[cfg(target_arch = "x86_64")]
+mod gemm;
+#[cfg(target_arch = "x86_64")]
+mod masks;
+mod names;
 mod pack;
 #[cfg(target_arch = "x86_64")]
+mod params;
+#[cfg(target_arch = "x86_64")]
 mod planes;
+#[cfg(target_arch = "x86_64")]
+mod row;
 #[cfg(target_arch = "x86_64")]
 mod spread;
 
@@ -26,6 +37,7 @@ mod tests;
 
 use half::bf16;
 
+pub use names::{dynamic_kernel_name, kernel_name};
 pub use pack::{
     are_codes, code_bytes, codes_of, int4_bytes, is_stored, kept_of, pack_int4, unpack_int4,
 };
@@ -84,6 +96,10 @@ pub const SHAPES: [Shape; 10] = [
     Shape { m: 64, n: 48, k: 1024 },
 ];
 
+/// Columns whose codes are whole bytes, and whose numbers fill a vector of bytes.
+#[cfg(target_arch = "x86_64")]
+const STEP: usize = 64;
+
 /// Up to so many tokens a row is spread in registers and multiplied with all of them; with more a dense GEMM pays.
 pub const GEMV_MAX_M: usize = 8;
 
@@ -101,19 +117,30 @@ pub fn linear(cpu: &Cpu, w: Weight<'_>, x: &[f32], y: &mut [f32], shape: Shape) 
         _ if shape.m <= GEMV_MAX_M => by_rows(cpu, rows, x, y),
         isa if in_bf16(cpu, w) => {
             dense_linear::gemm_with_bf16_panels(cpu, shape, x, y, |block, panel| {
-                let mut wide = [0.0; dense_linear::PANEL_K];
                 for (n, panel) in block.n.zip(panel) {
-                    rows.decode(isa, n, block.k.clone(), &mut wide);
-                    dense_linear::round_to_bf16(&wide, panel);
+                    rows.decode_bf16(isa, n, block.k.clone(), panel);
                 }
             });
         }
-        isa => dense_linear::gemm_with_panels(cpu, shape, x, y, |block, panel| {
-            for (n, panel) in block.n.zip(panel) {
-                rows.decode(isa, n, block.k.clone(), panel.as_mut_slice());
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni(isa) => {
+            let done = Avx512Vbmi2::detect()
+                .is_some_and(|spread| gemm::linear((isa, spread), cpu, rows, x, y));
+            if !done {
+                by_panels(cpu, rows, x, y);
             }
-        }),
+        }
+        _ => by_panels(cpu, rows, x, y),
     }
+}
+
+/// A GEMM in f32.
+fn by_panels(cpu: &Cpu, rows: Rows<'_>, x: &[f32], y: &mut [f32]) {
+    dense_linear::gemm_with_panels(cpu, rows.shape, x, y, |block, panel| {
+        for (n, panel) in block.n.zip(panel) {
+            rows.decode(cpu.isa(), n, block.k.clone(), panel.as_mut_slice());
+        }
+    });
 }
 
 /// Rows `n` of the weight in f32, zeros and all.
@@ -147,10 +174,11 @@ pub fn dynamic(
     rows.check(act.q.len(), y.len());
     assert!(act.scale.len() == m, "{} activation scales are not {m}", act.scale.len());
     #[cfg(target_arch = "x86_64")]
-    if let (Isa::Avx512Vnni(_), Some(isa), true) =
-        (cpu.isa(), Avx512Vbmi2::detect(), m <= GEMV_MAX_M)
-    {
-        return avx512::dynamic(isa, cpu, rows, act, y);
+    if let (Isa::Avx512Vnni(isa), Some(spread)) = (cpu.isa(), Avx512Vbmi2::detect()) {
+        if m <= GEMV_MAX_M {
+            return dynamic::gemv(spread, cpu, rows, act, y);
+        }
+        return gemm::dynamic((isa, spread), cpu, rows, act, y);
     }
     // Rows are spread once, a few at a time, and the dense kernel multiplies them.
     const ROWS: usize = 64;
@@ -188,44 +216,6 @@ pub fn cost(w: Weight<'_>, shape: Shape) -> Cost {
     };
     let bytes = (values + w.codes.len()) as u64 + 4 * (m * k + m * n);
     Cost { bytes, flops: 2 * m * n * k }
-}
-
-/// The kernel that multiplies `m` finite tokens on `cpu`.
-pub fn kernel_name(cpu: &Cpu, w: Weight<'_>, m: usize) -> String {
-    let types = match w.values {
-        Values::F32(_) => "f32",
-        Values::Bf16(_) => "bf16xf32",
-        Values::Int8 { .. } => "int8",
-        Values::Int4 { .. } => "int4",
-    };
-    let integers = matches!(w.values, Values::Int8 { .. } | Values::Int4 { .. });
-    let x = if integers { "xf32" } else { "" };
-    if m > GEMV_MAX_M && in_bf16(cpu, w) && matches!(cpu.isa(), Isa::Avx512Vnni(_)) {
-        return "x86-24-bf16xbf16-avx512bf16-gemm".to_owned();
-    }
-    match cpu.isa() {
-        Isa::Scalar => format!("scalar-24-{types}{x}"),
-        Isa::Neon(_) if m <= GEMV_MAX_M => format!("aarch64-24-{types}{x}-neon-rows"),
-        Isa::Neon(_) => format!("aarch64-24-{types}{x}-neon-gemm"),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni(_) if m <= GEMV_MAX_M && Avx512Vbmi2::detect().is_some() => {
-            let x = if integers { "xint16" } else { "" };
-            format!("x86-24-{types}{x}-avx512vbmi2-gemv")
-        }
-        _ if m <= GEMV_MAX_M => format!("x86-24-{types}{x}-avx2-rows"),
-        Isa::Avx2(_) => format!("x86-24-{types}{x}-avx2-gemm"),
-        _ => format!("x86-24-{types}{x}-avx512-gemm"),
-    }
-}
-
-/// The kernel that [`dynamic`] runs.
-pub fn dynamic_kernel_name(cpu: &Cpu, m: usize) -> String {
-    #[cfg(target_arch = "x86_64")]
-    if let (Isa::Avx512Vnni(_), Some(_), true) = (cpu.isa(), Avx512Vbmi2::detect(), m <= GEMV_MAX_M)
-    {
-        return "x86-24-int8xint8-avx512vbmi2-gemv".to_owned();
-    }
-    format!("spread + {}", crate::int8_linear::dynamic_kernel_name(cpu.isa(), m))
 }
 
 /// A checked weight with its shape.
@@ -294,6 +284,19 @@ impl<'a> Rows<'a> {
         }
         let _ = isa;
         self.decode_plain(n, k, out);
+    }
+
+    /// The same of a bf16 weight, as it is.
+    fn decode_bf16(&self, isa: Isa, n: usize, k: std::ops::Range<usize>, out: &mut [bf16]) {
+        #[cfg(target_arch = "x86_64")]
+        if let (Isa::Avx512Vnni(_), Some(isa), Values::Bf16(v)) =
+            (isa, Avx512Vbmi2::detect(), self.w.values)
+        {
+            return spread::decode_bf16(isa, (*self, v), n, k, out);
+        }
+        let mut wide = [0.0; dense_linear::PANEL_K];
+        self.decode(isa, n, k, &mut wide);
+        dense_linear::round_to_bf16(&wide, out);
     }
 
     fn decode_plain(&self, n: usize, k: std::ops::Range<usize>, out: &mut [f32]) {

@@ -69,7 +69,7 @@ impl Case {
         f("f32", Weight { values: Values::F32(&self.f32), codes }, 0);
         f("bf16", Weight { values: Values::Bf16(&self.bf16), codes }, 0);
         let int8 = Values::Int8 { q: &self.int8, scale: &self.row_scale };
-        f("int8", Weight { values: int8, codes }, 256);
+        f("int8", Weight { values: int8, codes }, 512);
         for group_size in [32, 64, 128, 256] {
             if !k.is_multiple_of(group_size) {
                 continue;
@@ -79,7 +79,7 @@ impl Case {
                 let scale = &self.scale[..count];
                 let values = Values::Int4 { q: &self.int4, scale, zero, group_size };
                 let name = format!("int4 g{group_size} zero {}", zero.is_some());
-                f(&name, Weight { values, codes }, if group_size < 128 { 64 } else { 128 });
+                f(&name, Weight { values, codes }, 512);
             }
         }
     }
