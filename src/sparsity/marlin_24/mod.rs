@@ -1,14 +1,17 @@
 //! 2:4 weights in symmetric int4 (X10): what torchao's `MarlinSparseLayout` made of `int4_weight_only`.
 //!
 //! `scale = absmax / 7.5` of each group of 128 columns (or of a row), `q = clamp(round(w / scale) + 8, 0, 15)`; of a weight that is not 2:4 yet the
-//! two largest of each four stay, as torchao's layout prunes. Scales are f32; torch's are f16, and its kernel's tile order (L14) is one of
-//! GPUs, which this format does not take.
+//! two largest of each four stay, as torchao's layout prunes. Scales are f32; torch's are f16. Its kernel's order
+//! of tiles (L14) is [`pack_marlin_24`]'s; layers here keep their own.
+
+mod layout;
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+pub use self::layout::{Marlin24, pack_marlin_24, unpack_marlin_24};
 use super::semi_structured::weight::SemiStructuredWeight;
 use crate::error::{Error, Result};
 use crate::kernels::Cpu;

@@ -87,13 +87,13 @@ pub fn unpack_cutlass<T: Copy + Default>(
     Ok(dense)
 }
 
-fn index_bits(first: usize, second: usize) -> u32 {
+pub(in crate::sparsity) fn index_bits(first: usize, second: usize) -> u32 {
     // Both are below 4.
     [0, 1, 2, 3][first] | [0, 1, 2, 3][second] << 2
 }
 
 /// Which two of four stay, as torch's logic chooses where fewer than two are not zero.
-fn kept<T: PartialEq + Default>(four: &[T; 4]) -> Result<[usize; 2]> {
+pub(in crate::sparsity) fn kept<T: PartialEq + Default>(four: &[T; 4]) -> Result<[usize; 2]> {
     let is = |i: usize| four[i] != T::default();
     if (0..4).filter(|i| is(*i)).count() > 2 {
         return Err(Error::invalid(

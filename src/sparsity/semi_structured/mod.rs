@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 pub use self::cutlass::{Cutlass24, pack_cutlass, unpack_cutlass};
+pub(super) use self::cutlass::{index_bits, kept};
 use super::sparse_weight;
 use crate::error::{Error, Result};
 use crate::kernels::Cpu;
