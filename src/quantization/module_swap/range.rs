@@ -146,14 +146,15 @@ impl Grid {
     }
 }
 
-/// `i / points` for i = 1 … points − 2, as torch's linspace has them.
+/// `i / points` for i = 1 … points − 2, as torch's linspace has them: from either end, the upper half in one rounding.
 fn factors(points: u32) -> Vec<f32> {
     #[expect(clippy::cast_precision_loss, reason = "at most ten thousand points")]
-    let (step, points_f) = (1.0 / points as f32, |i: u32| i as f32);
+    let float = |i: u32| i as f32;
+    let step = 1.0 / float(points);
     (1..points.saturating_sub(1))
         .map(|i| match i < points.div_ceil(2) {
-            true => points_f(i) * step,
-            false => 1.0 - points_f(points - i) * step,
+            true => float(i) * step,
+            false => (-float(points - i)).mul_add(step, 1.0),
         })
         .collect()
 }
