@@ -17,6 +17,7 @@ mod int4;
 mod linear;
 mod lowbit;
 mod qat;
+mod recipes;
 mod report;
 mod sparse;
 mod training;
@@ -67,6 +68,7 @@ const FAMILIES: &[(&str, Verify)] = &[
     ("qat", qat::fake_quantizers),
     ("qat_linear", qat::layers),
     ("quantized_training", training::quantized),
+    ("recipes", recipes::recipes),
     ("smoothquant", calibrated::smoothquant),
     ("sparsity", sparse::sparsity),
     ("tinygemm_int4", int4::tinygemm),
