@@ -80,6 +80,12 @@ enum What {
         #[arg(long)]
         without_llama: bool,
     },
+    /// Climb from the simplest int4 kernel to the fastest, with --device cuda (takes no model)
+    Ladder {
+        /// The weight as NxK
+        #[arg(long, default_value = "4096x14336")]
+        shape: String,
+    },
     /// Measure what this machine can do at most (takes no model)
     Machine {
         /// Seconds a ceiling
@@ -156,6 +162,7 @@ impl Command for Bench {
             What::Quantize { .. } | What::Anchors { .. } => {
                 return Err(Error::usage("this bench runs on a GPU; add --device cuda"));
             }
+            What::Ladder { shape } => cuda::ladder(None, one_shape(&shape)?)?,
             What::Machine { seconds } => {
                 let table = ceilings(&cpu, checked(seconds)?)?;
                 // Ceilings that were cut short are none.
@@ -217,6 +224,7 @@ fn on_gpu(session: &mut Session, what: What, model: Result<Model>) -> Result<Tab
             }
             table.ok_or_else(|| Error::usage("nothing to time: give a shape, a format and an M"))
         }
+        What::Ladder { shape } => cuda::ladder(Some(device), one_shape(&shape)?),
         What::Machine { .. } => cuda::measure_ceilings(device)?.table(device),
         What::Quantize { shape } => {
             cuda::quantize(device, &cuda::measure_ceilings(device)?, &shapes(&shape)?)
@@ -341,6 +349,11 @@ fn shapes(words: &[String]) -> Result<Vec<(usize, usize)>> {
             })
     };
     words.iter().map(read).collect()
+}
+
+fn one_shape(word: &str) -> Result<(usize, usize)> {
+    let shape = shapes(&[word.to_owned()])?.first().copied();
+    shape.ok_or_else(|| Error::usage("one shape was expected, as 4096x14336"))
 }
 
 #[cfg(test)]

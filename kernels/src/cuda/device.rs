@@ -5,9 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use cudarc::driver::sys::{
-    CUdevice_attribute as Attribute, CUfunction_attribute as FunctionAttribute,
-};
+use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::{CudaContext, CudaModule, CudaStream};
 use cudarc::nvrtc::Ptx;
 
@@ -190,10 +188,6 @@ impl Device {
         let function = module.load_function(name).map_err(|error| {
             CudaError::from(error).within(&format!("{name} of {}", source.name))
         })?;
-        if source.whole_shared {
-            let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
-            function.set_attribute(attribute, 100)?;
-        }
         Ok(Kernel::new(self.clone(), function))
     }
 

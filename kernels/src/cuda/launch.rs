@@ -119,6 +119,17 @@ impl Kernel {
         Kernel { device, function }
     }
 
+    /// How much of a multiprocessor's memory the kernel wants as shared memory: all that is to be had, or what the driver chooses. The rest is
+    /// cache, which kernels that load to registers want. A multiprocessor has to run empty before its memory is divided anew, and in a
+    /// token it never does, so that neighbours should want the same.
+    pub(super) fn prefer_shared(&self, all: bool) -> CudaResult<&Kernel> {
+        let attribute =
+            sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+        self.device.bind()?;
+        self.function.set_attribute(attribute, if all { 100 } else { -1 })?;
+        Ok(self)
+    }
+
     /// Puts one run of the kernel into the stream. The caller knows the kernel's parameters: `arguments` are theirs in order.
     ///
     /// The kernel may start before its predecessor has ended (programmatic dependent launch) and waits by itself.

@@ -167,6 +167,8 @@ pub struct DecodeScratch {
     splits: usize,
     /// Query heads of a block.
     group: usize,
+    /// Whether neighbours want shared memory rather than cache.
+    streams: bool,
 }
 
 impl DecodeScratch {
@@ -180,7 +182,13 @@ impl DecodeScratch {
         let most = (2 * device.multiprocessors()).div_ceil(rows);
         let splits = heads.capacity.div_ceil(256).clamp(1, most);
         let parts = device.uninit(heads.heads * splits * (heads.head_dim + 2))?;
-        Ok(DecodeScratch { parts, tickets: device.zeros(rows)?, splits, group })
+        Ok(DecodeScratch { parts, tickets: device.zeros(rows)?, splits, group, streams: false })
+    }
+
+    /// The same between layers that stream their weights through shared memory.
+    #[must_use]
+    pub fn between_streams(self, streams: bool) -> DecodeScratch {
+        DecodeScratch { streams, ..self }
     }
 }
 
@@ -206,7 +214,7 @@ pub fn attention_decode(
     let threads = if scratch.group > 4 { 128 } else { 256 };
     let blocks = (heads.heads / scratch.group, scratch.splits, 1);
     let grid = Grid { blocks, threads, shared: 0 };
-    kernel.launch(
+    kernel.prefer_shared(scratch.streams)?.launch(
         grid,
         &[
             qkv.into(),

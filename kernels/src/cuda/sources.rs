@@ -23,9 +23,6 @@ pub struct Source {
     pub text: &'static str,
     /// Needs `wgmma` and tensor maps: compiled for Hopper alone.
     pub hopper_only: bool,
-    /// Wants as much of a multiprocessor's memory as it can get as shared memory. A multiprocessor has to run empty before its memory is
-    /// divided anew, so that neighbours in a token should agree; kernels that load to registers want the rest as cache.
-    pub whole_shared: bool,
     /// The specialisations that the check compiles, `-D` words apart by spaces; one that starts with `!` is not
     /// hot, and may spill registers.
     pub variants: &'static [&'static str],
@@ -44,7 +41,6 @@ pub static FEW_TOKENS: Source = Source {
     headers: &[DECODE_CODES],
     text: include_str!("linear/few_tokens.cu"),
     hopper_only: false,
-    whole_shared: false,
     variants: &[
         "AO_BITS=4 AO_NT=1 AO_RT=1 AO_RW=1 AO_KW=8 AO_U=2 AO_STAGES=3 AO_MIN_BLOCKS=1 AO_FLUSH=4",
         "AO_BITS=4 AO_NT=1 AO_RT=1 AO_RW=1 AO_KW=8 AO_U=4 AO_STAGES=3 AO_MIN_BLOCKS=1 AO_FLUSH=4",
@@ -80,7 +76,6 @@ pub static ONE_TOKEN: Source = Source {
     headers: &[DECODE_CODES, FLOAT8],
     text: include_str!("linear/one_token.cu"),
     hopper_only: false,
-    whole_shared: true,
     variants: &[
         "",
         "AO_X=1",
@@ -99,7 +94,6 @@ pub static LADDER: Source = Source {
     headers: &[],
     text: include_str!("linear/ladder.cu"),
     hopper_only: false,
-    whole_shared: false,
     variants: &[""],
 };
 
@@ -109,7 +103,6 @@ pub static WGMMA: Source = Source {
     headers: &[HOPPER, DECODE_CODES],
     text: include_str!("linear/wgmma.cu"),
     hopper_only: true,
-    whole_shared: false,
     variants: &[
         "AO_KIND=INT4 AO_TN=16 AO_RT=1 AO_WG=1 AO_STAGES=12 AO_CHUNKS=2 AO_GPS=1 AO_BLOCKS=2",
         "AO_KIND=INT4 AO_TN=64 AO_RT=1 AO_WG=2 AO_STAGES=7 AO_CHUNKS=2 AO_GPS=1",
@@ -134,7 +127,6 @@ pub static PACK: Source = Source {
     headers: &[DECODE_CODES],
     text: include_str!("linear/pack.cu"),
     hopper_only: false,
-    whole_shared: false,
     variants: &[""],
 };
 
@@ -144,7 +136,6 @@ pub static SPARSE24: Source = Source {
     headers: &[HOPPER],
     text: include_str!("sparse/sparse24.cu"),
     hopper_only: true,
-    whole_shared: false,
     variants: &[
         "AO_KIND=BF16 AO_TN=16 AO_WG=2 AO_STAGES=8 AO_CHUNKS=2 AO_SHARE=1 AO_BLOCKS=1",
         "AO_KIND=INT8 AO_TN=16 AO_WG=2 AO_STAGES=8 AO_CHUNKS=2 AO_SHARE=1 AO_BLOCKS=1",
@@ -163,7 +154,6 @@ pub static FEW24: Source = Source {
     headers: &[],
     text: include_str!("sparse/few24.cu"),
     hopper_only: false,
-    whole_shared: false,
     variants: &[
         "AO_NT=1 AO_RW=1 AO_KW=4 AO_DEPTH=2 AO_MIN_BLOCKS=1",
         "AO_NT=1 AO_RW=7 AO_KW=4 AO_DEPTH=2 AO_MIN_BLOCKS=1",
@@ -179,7 +169,6 @@ pub static PACK24: Source = Source {
     headers: &[],
     text: include_str!("sparse/pack24.cu"),
     hopper_only: false,
-    whole_shared: false,
     variants: &[""],
 };
 
@@ -189,7 +178,6 @@ pub static SMALL: Source = Source {
     headers: &[],
     text: include_str!("small_ops.cu"),
     hopper_only: false,
-    whole_shared: false,
     variants: &[""],
 };
 
@@ -199,7 +187,6 @@ pub static DECODE: Source = Source {
     headers: &[],
     text: include_str!("../attention/decode.cu"),
     hopper_only: false,
-    whole_shared: true,
     variants: &[
         "AO_HEAD_DIM=32 AO_GROUP=2",
         "AO_HEAD_DIM=64 AO_GROUP=3",
@@ -214,7 +201,6 @@ pub static PREFILL: Source = Source {
     headers: &[],
     text: include_str!("../attention/prefill.cu"),
     hopper_only: false,
-    whole_shared: false,
     variants: &["AO_HEAD_DIM=32", "AO_HEAD_DIM=64", "AO_HEAD_DIM=128"],
 };
 
@@ -224,7 +210,6 @@ pub static QUANTIZE: Source = Source {
     headers: &[FLOAT8],
     text: include_str!("quantize.cu"),
     hopper_only: false,
-    whole_shared: false,
     variants: &[""],
 };
 

@@ -3,12 +3,14 @@
 
 mod anchors;
 mod decode;
+mod ladder;
 mod linear;
 mod llama;
 mod quantize;
 
 pub use anchors::anchors;
 pub use decode::{decode, prefill};
+pub use ladder::ladder;
 pub use linear::{Baselines, GpuRival, LinearBench, linear};
 pub use quantize::quantize;
 

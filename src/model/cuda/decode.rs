@@ -50,6 +50,7 @@ impl GpuContext {
 
     fn room(&self, device: &Device) -> Result<Room> {
         let (shape, heads) = (self.placed.shape, self.heads);
+        let streams = self.placed.layers.iter().all(|layer| layer.qkv.streams());
         Ok(Room {
             token: device.zeros(1)?,
             position: Position {
@@ -63,7 +64,7 @@ impl GpuContext {
             activated: device.uninit(shape.ffn)?,
             logits: device.uninit(shape.vocab)?,
             keys: device.uninit(ops::argmax_keys(1))?,
-            scratch: DecodeScratch::new(device, &heads)?,
+            scratch: DecodeScratch::new(device, &heads)?.between_streams(streams),
         })
     }
 

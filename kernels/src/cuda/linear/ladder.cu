@@ -32,13 +32,18 @@ extern "C" __global__ void rung_2(const u8* q, const u16* scale, const u16* x, f
   if (lane == 0) y[row] = sum;
 }
 
-// Sixteen bytes a lane, asked for before the kernel before has ended and one round ahead after that; a scale once for its 32 columns.
+// Sixteen bytes a lane, asked for before the kernel before has ended and one round ahead after that; x in shared memory, once for the four rows of
+// a block; a scale once for its 32 columns.
 extern "C" __global__ void rung_3(const u8* q, const u16* scale, const u16* x, float* y, int n, int k) {
+  extern __shared__ __align__(16) u8 shared[];
   const int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x & 31;
   const bool there = row < n;
   const uint4* from = (const uint4*)(q + (size_t)row * k / 2) + lane;
   uint4 next = there ? load_once(from) : make_uint4(0, 0, 0, 0);
   wait_for_previous();
+  // A lane's 32 columns are 64 bytes; 16 more keep lanes in different banks.
+  for (int i = threadIdx.x; i < k / 8; i += blockDim.x) *(uint4*)(shared + i / 4 * 80 + i % 4 * 16) = load16(x + 8 * i);
+  __syncthreads();
   if (!there) return;
   float sum = 0.f;
   for (int c = 32 * lane; c < k; c += 1024) {
@@ -49,7 +54,7 @@ extern "C" __global__ void rung_3(const u8* q, const u16* scale, const u16* x, f
     float part = 0.f;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint4 v = load16(x + c + 8 * i);
+      const uint4 v = *(const uint4*)(shared + c / 32 * 80 + i * 16);
       part += two_products(words[i], v.x) + two_products(words[i] >> 8, v.y) + two_products(words[i] >> 16, v.z) + two_products(words[i] >> 24, v.w);
     }
     sum += part * bf16_to_f32(scale[(size_t)row * (k / 128) + c / 128]);

@@ -11,7 +11,7 @@ pub enum Rung {
     ThreadARow,
     /// A warp a row, lanes side by side.
     WarpARow,
-    /// Sixteen bytes a lane, asked for ahead.
+    /// Sixteen bytes a lane, asked for ahead; x in shared memory.
     WideLoads,
 }
 
@@ -45,5 +45,8 @@ pub fn run_rung(
         Rung::WideLoads => ("rung_3", 4),
     };
     let arguments = [(&w.q).into(), (&w.scale).into(), x.into(), y.into(), int(n), int(k)];
-    device.kernel(&LADDER, &[], name)?.launch(Grid::line(n.div_ceil(rows), 128), &arguments)
+    // x in shared memory, 80 bytes for 32 columns.
+    let shared = if rung == Rung::WideLoads { k / 32 * 80 } else { 0 };
+    let grid = Grid::line(n.div_ceil(rows), 128).shared(shared);
+    device.kernel(&LADDER, &[], name)?.launch(grid, &arguments)
 }

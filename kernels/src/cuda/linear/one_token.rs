@@ -135,7 +135,7 @@ impl Linear {
     }
 
     /// Whether one token runs in `one_token.cu`.
-    pub(super) fn streams(&self) -> bool {
+    pub fn streams(&self) -> bool {
         let most = most_shared(self.device.has_wgmma());
         let tiling = Streaming::choose();
         self.codes().is_some_and(|codes| tiling.shared(self.k_padded, &codes) <= most)
@@ -175,7 +175,7 @@ impl Linear {
         let grid = Grid::line(blocks, 32 * tiling.warps);
         let (x, norm, eps) = Norm::of(input);
         let defines = codes.defines(tiling, matches!(input, Input::Normed(_)));
-        device.kernel(&ONE_TOKEN, &defines, "one_token")?.launch(
+        device.kernel(&ONE_TOKEN, &defines, "one_token")?.prefer_shared(true)?.launch(
             grid.shared(shared),
             &[
                 codes.packed.into(),
