@@ -55,17 +55,24 @@ pub fn table_parts(table: &Table) -> Vec<Part> {
     vec![Part::html(table.to_html()), Part::plain(table.to_text(None, false))]
 }
 
+/// A figure of more pixels is shown as SVG alone: its PNG would take longer than its cell.
+const MOST_PIXELS: u32 = 1 << 21;
+
 /// A figure as SVG, as PNG for where no SVG is shown, and as text. One that cannot be drawn says why.
 pub fn figure_parts(figure: &Figure) -> Vec<Part> {
     let text = Part::plain(figure.to_text(80, 20, false));
-    let (width, height) = figure.size();
-    let images = figure.to_svg().and_then(|svg| Ok((svg, figure.to_png(width, height)?)));
-    match images {
-        Ok((svg, png)) => vec![
-            Part { mime: "image/svg+xml", content: svg },
-            Part { mime: "image/png", content: base64(&png) },
-            text,
-        ],
+    match figure.to_svg() {
+        Ok(svg) => {
+            let mut parts = vec![Part { mime: "image/svg+xml", content: svg }];
+            let (width, height) = figure.size();
+            if width.saturating_mul(height) <= MOST_PIXELS
+                && let Ok(png) = figure.to_png(width, height)
+            {
+                parts.push(Part { mime: "image/png", content: base64(&png) });
+            }
+            parts.push(text);
+            parts
+        }
         Err(error) => {
             let words = escape_html(&error.to_string());
             vec![Part::html(format!("<p>{words}</p>")), text]

@@ -54,7 +54,7 @@ pub fn layers(model: &Model, all: bool) -> Result<Table> {
         None => table.note("lm_head is tied: the output layer is model.embed_tokens"),
     }
     table.note(format!(
-        "{} parameters in all; shapes are (N, K) of y = x · Wᵀ; blocks that are alike are summed",
+        "{} parameters in all; shapes are (N, K), y = x · W transposed; blocks that are alike are summed",
         number::int(i64::try_from(model.parameters()).unwrap_or(i64::MAX))
     ));
     Ok(table)

@@ -46,7 +46,7 @@ pub fn shapes(model: &Model, cpu: &Cpu, rows: &[usize]) -> Result<Table> {
         }
     }
     table.note(
-        "y (M, N) = x (M, K) · W (N, K)ᵀ; bytes: weights, scales, activations and results once",
+        "y (M, N) = x (M, K) · W transposed, W (N, K); bytes: weights, scales, activations and results once",
     );
     Ok(table)
 }
