@@ -117,6 +117,9 @@ impl Streamed {
     }
 }
 
+/// Bytes from which on a stream is worth its own place beside others: eight pages.
+const LONG_NBYTES: usize = 32 << 10;
+
 /// All of `panels` times `m` = 1 or 2 rows of activations; `out(panel, token, sixteen results)`.
 pub(super) fn stream_avx512(
     isa: Avx512Vnni,
@@ -125,9 +128,16 @@ pub(super) fn stream_avx512(
     (x, m): (&Streamed, usize),
     mut out: impl FnMut(usize, usize, &[f32; LANES]),
 ) {
+    // Short streams lie close together and end before the processor follows them: one panel after the other, then.
+    let panel_nbytes = w.codes().nbytes() / w.n().div_ceil(LANES);
     let rest = match m {
-        1 => side_by_side_avx512::<4, 1>(isa, w, panels, (x, 0), &mut out),
-        _ => side_by_side_avx512::<2, 2>(isa, w, panels, (x, 0), &mut out),
+        1 if panels.len() / 4 * panel_nbytes >= LONG_NBYTES => {
+            side_by_side_avx512::<4, 1>(isa, w, panels, (x, 0), &mut out)
+        }
+        2 if panels.len() / 2 * panel_nbytes >= LONG_NBYTES => {
+            side_by_side_avx512::<2, 2>(isa, w, panels, (x, 0), &mut out)
+        }
+        _ => panels,
     };
     for token in 0..m {
         side_by_side_avx512::<1, 1>(isa, w, rest.clone(), (x, token), &mut out);
