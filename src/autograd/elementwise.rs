@@ -146,7 +146,7 @@ impl Tape {
         }
         let (a_value, b_value) = (a.value.clone(), b.value.clone());
         self.custom(name, &[a, b], y, move |up, dy| {
-            let (da, db) = backward(pair, &a_value, &b_value, &dy, up.needs)?;
+            let (da, db) = backward(up.cpu, pair, [&a_value, &b_value, &dy], up.needs)?;
             Ok(vec![da, db])
         })
     }
@@ -155,8 +155,7 @@ impl Tape {
 type Map = fn(Function, &Tensor) -> Result<Tensor>;
 type MapBack = fn(Function, &Tensor, &Tensor) -> Result<Tensor>;
 type PairOf = fn(&Cpu, Pair, &Tensor, &Tensor) -> Result<Tensor>;
-type PairBack =
-    fn(Pair, &Tensor, &Tensor, &Tensor, &[bool]) -> Result<(Option<Tensor>, Option<Tensor>)>;
+type PairBack = fn(&Cpu, Pair, [&Tensor; 3], &[bool]) -> Result<(Option<Tensor>, Option<Tensor>)>;
 
 fn map<T: Float>(function: Function, x: &Tensor) -> Result<Tensor> {
     let y = x.as_slice::<T>()?.iter().map(|x| function.at(*x).0).collect();
@@ -189,13 +188,28 @@ fn pair_of<T: Float>(cpu: &Cpu, pair: Pair, a: &Tensor, b: &Tensor) -> Result<Te
 }
 
 fn pair_back<T: Float>(
+    cpu: &Cpu,
     pair: Pair,
-    a: &Tensor,
-    b: &Tensor,
-    dy: &Tensor,
+    [a, b, dy]: [&Tensor; 3],
     needs: &[bool],
 ) -> Result<(Option<Tensor>, Option<Tensor>)> {
     let (x, z, g) = (a.as_slice::<T>()?, b.as_slice::<T>()?, dy.as_slice::<T>()?);
+    if x.len() == z.len() {
+        let of = |take: fn((T, T)) -> T| {
+            let mut y = vec![T::default(); x.len()];
+            cpu.threads().chunks_mut(&mut y, SHARE, |part, y| {
+                let range = part * SHARE..part * SHARE + y.len();
+                let factors = x[range.clone()].iter().zip(&z[range.clone()]).zip(&g[range]);
+                y.iter_mut().zip(factors).for_each(|(y, ((a, b), dy))| {
+                    *y = take(pair.back(*a, *b, *dy));
+                });
+            });
+            Tensor::new(y, a.shape())
+        };
+        let da = needs[0].then(|| of(|both| both.0)).transpose()?;
+        let db = needs[1].then(|| of(|both| both.1)).transpose()?;
+        return Ok((da, db));
+    }
     let n = z.len().max(1);
     let at = |i: usize| pair.back(x[i], z[i % n], g[i]);
     let da = needs[0].then(|| Tensor::new((0..x.len()).map(|i| at(i).0).collect(), a.shape()));

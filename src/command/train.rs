@@ -8,6 +8,7 @@ use super::{Command, Example, Group, Output};
 use crate::data::texts;
 use crate::error::{Error, Result};
 use crate::io::files;
+use crate::kernels::pages::Kept;
 use crate::model::Model;
 use crate::quantization::config_from_dict;
 use crate::session::Session;
@@ -413,7 +414,10 @@ impl Command for Train {
             front.progress(&words, curve.points.len(), total);
             !task.cancelled()
         };
-        let ended = trainer.run(&cpu, &options, &mut progress)?;
+        let ended = {
+            let _kept = Kept::begin();
+            trainer.run(&cpu, &options, &mut progress)?
+        };
         drop(task);
         // Runs of a session stand one below another, for one plot of them all.
         let before = session.variables().get("losses").cloned();

@@ -172,9 +172,10 @@ impl Multiply for f64 {
     }
 }
 
+/// Compiled for each rounding, so that packing is a loop of vectors.
 fn f32_engine(
     isa: Isa,
-    round: fn(f32) -> f32,
+    round: impl Fn(f32) -> f32 + Copy + Sync,
     cpu: &Cpu,
     (a, b): (Matrix<'_, f32>, Matrix<'_, f32>),
     c: &mut [f32],
@@ -220,12 +221,12 @@ const TILE: (usize, usize) = (96, 256);
 type TileOf<'a, P> = dyn Fn(&[P], &[P], &mut [f32]) + Sync + 'a;
 
 /// How an instruction set multiplies.
-struct Engine<'a, P> {
+struct Engine<'a, P, R> {
     mr: usize,
     nr: usize,
     /// So many k of one row lie side by side in a panel.
     pair: usize,
-    round: fn(f32) -> P,
+    round: R,
     tile: Box<TileOf<'a, P>>,
 }
 
@@ -234,7 +235,7 @@ const MOST: usize = 12 * 32;
 
 fn run<P: Copy + Default + Send + Sync>(
     cpu: &Cpu,
-    engine: &Engine<'_, P>,
+    engine: &Engine<'_, P, impl Fn(f32) -> P + Copy + Sync>,
     a: Matrix<'_, f32>,
     b: Matrix<'_, f32>,
     c: &mut [f32],

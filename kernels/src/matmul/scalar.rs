@@ -5,7 +5,7 @@ use super::{Engine, Matrix};
 const MR: usize = 4;
 const NR: usize = 8;
 
-pub(super) fn engine(round: fn(f32) -> f32) -> Engine<'static, f32> {
+pub(super) fn engine<R>(round: R) -> Engine<'static, f32, R> {
     Engine { mr: MR, nr: NR, pair: 1, round, tile: Box::new(tile) }
 }
 

@@ -13,7 +13,7 @@ const ROWS_AVX2: usize = 6;
 /// 12 × 2 vectors of sums hide the latency of an addition six times over, and fit 32 registers.
 const ROWS_AVX512: usize = 12;
 
-pub(super) fn avx2(isa: &Avx2, round: fn(f32) -> f32) -> Engine<'_, f32> {
+pub(super) fn avx2<R>(isa: &Avx2, round: R) -> Engine<'_, f32, R> {
     let _proof = *isa;
     let tile = move |a: &[f32], b: &[f32], c: &mut [f32]| {
         let _ = _proof;
@@ -23,7 +23,7 @@ pub(super) fn avx2(isa: &Avx2, round: fn(f32) -> f32) -> Engine<'_, f32> {
     Engine { mr: ROWS_AVX2, nr: 16, pair: 1, round, tile: Box::new(tile) }
 }
 
-pub(super) fn avx512(isa: &Avx512, round: fn(f32) -> f32) -> Engine<'_, f32> {
+pub(super) fn avx512<R>(isa: &Avx512, round: R) -> Engine<'_, f32, R> {
     let _proof = *isa;
     let tile = move |a: &[f32], b: &[f32], c: &mut [f32]| {
         let _ = _proof;
@@ -33,7 +33,7 @@ pub(super) fn avx512(isa: &Avx512, round: fn(f32) -> f32) -> Engine<'_, f32> {
     Engine { mr: ROWS_AVX512, nr: 32, pair: 1, round, tile: Box::new(tile) }
 }
 
-pub(super) fn bf16(isa: &Avx512Vnni) -> Engine<'_, bf16> {
+pub(super) fn bf16(isa: &Avx512Vnni) -> Engine<'_, bf16, impl Fn(f32) -> bf16 + Copy + Sync> {
     let _proof = *isa;
     let tile = move |a: &[bf16], b: &[bf16], c: &mut [f32]| {
         let _ = _proof;
