@@ -73,18 +73,21 @@ fn interrupted(line: &str, moment: Duration) -> Option<(Duration, bool)> {
     lab.set_front_end(Arc::clone(&notes) as _);
     let cancel = lab.cancel_flag();
     let (over, ended) = std::sync::mpsc::channel::<()>();
-    let stopper = std::thread::spawn(move || {
-        let soon = ended.recv_timeout(moment);
-        let at = Instant::now();
-        soon.is_err().then(|| {
-            cancel.store(true, Ordering::Relaxed);
-            at
-        })
+    let (result, back, at) = std::thread::scope(|scope| {
+        let stopper = scope.spawn(move || {
+            let soon = ended.recv_timeout(moment);
+            let at = Instant::now();
+            soon.is_err().then(|| {
+                cancel.store(true, Ordering::Relaxed);
+                at
+            })
+        });
+        let result = lab.run(line);
+        let back = Instant::now();
+        let _ = over.send(());
+        (result, back, stopper.join().expect("no panic there"))
     });
-    let result = lab.run(line);
-    let back = Instant::now();
-    let _ = over.send(());
-    let at = stopper.join().expect("no panic there")?;
+    let at = at?;
     lab.clear_cancelled();
     // A statement of a line that ended before stays.
     assert!(lab.variables().contains_key("kept"), "{line}");

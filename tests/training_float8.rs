@@ -22,6 +22,11 @@ fn the_filter_leaves_small_layers_alone() {
     assert!(auto_filter_for_recipe(Recipe::Blockwise, &[], "mlp", (4096, 4096)).is_err());
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "rounded to f32, as torchao's scales are")]
+fn to_f32(x: f64) -> f32 {
+    x as f32
+}
+
 /// A matrix as torchao's blocks hold it, from the definition alone: blocks of `rows` × `columns`, a scale each.
 fn through_blocks(x: &[f32], k: usize, (rows, columns): (usize, usize)) -> Vec<f64> {
     let m = x.len() / k;
@@ -31,7 +36,7 @@ fn through_blocks(x: &[f32], k: usize, (rows, columns): (usize, usize)) -> Vec<f
             let amax = (0..m * k)
                 .filter(|j| block_of(*j) == block_of(i))
                 .fold(0.0_f64, |most, j| most.max(f64::from(x[j]).abs()));
-            let scale = (448.0 / amax.max(1e-12)) as f32;
+            let scale = to_f32(448.0 / amax.max(1e-12));
             let code = e4m3fn_decode(e4m3fn_encode_saturating(x[i] * scale));
             f64::from(code * (1.0 / scale))
         })

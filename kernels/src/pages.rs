@@ -97,8 +97,9 @@ mod tests {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     fn freed_memory_is_taken_again_without_new_pages() {
         let faults = || -> u64 {
-            let stat =
-                std::fs::read_to_string("/proc/thread-self/stat").expect("this thread's numbers");
+            let file =
+                std::fs::File::open("/proc/thread-self/stat").expect("this thread's numbers");
+            let stat = std::io::read_to_string(file).expect("one line");
             let fields = stat.rsplit(')').next().expect("behind the name");
             fields.split_whitespace().nth(7).expect("minor faults").parse().expect("a number")
         };

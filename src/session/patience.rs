@@ -193,19 +193,21 @@ mod tests {
         let (begun, begins) = channel();
         let (finish, finished) = channel::<()>();
         let (over, overs) = channel();
-        let stopper = std::thread::spawn(move || {
-            begins.recv().expect("it begins");
-            cancel.store(true, Ordering::Relaxed);
-        });
-        let result = lab.with_patience(Box::new(move |session| {
+        let work: Work = Box::new(move |session| {
             begun.send(()).expect("the test listens");
             let _ = finished.recv();
             session.bind("late", Value::Text("changed".to_owned()));
             over.send(session.cancelled()).expect("the test listens");
             Ok(Value::Nothing)
-        }));
+        });
+        let result = std::thread::scope(|scope| {
+            scope.spawn(move || {
+                begins.recv().expect("it begins");
+                cancel.store(true, Ordering::Relaxed);
+            });
+            lab.with_patience(work)
+        });
         assert!(result.is_err_and(|error| error.is_cancelled()));
-        stopper.join().expect("no panic there");
         lab.clear_cancelled();
         finish.send(()).expect("it still waits");
         assert!(overs.recv().expect("it ends"), "it would have heard at its end");

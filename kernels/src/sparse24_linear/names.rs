@@ -41,7 +41,7 @@ pub fn kernel_name(cpu: &Cpu, w: Weight<'_>, m: usize) -> String {
     }
 }
 
-/// The kernel that [`dynamic`] runs.
+/// The kernel that [`dynamic`](super::dynamic) runs.
 pub fn dynamic_kernel_name(cpu: &Cpu, m: usize) -> String {
     #[cfg(target_arch = "x86_64")]
     if let (Isa::Avx512Vnni(_), Some(_)) = (cpu.isa(), Avx512Vbmi2::detect()) {

@@ -76,7 +76,7 @@ impl Cast {
         scale
     }
 
-    /// The scales of a matrix with rows of `k`: a row of them for each row of blocks, see [`Axis::block`].
+    /// The scales of a matrix with rows of `k`: a row of them for each row of blocks, see [`Axis`].
     pub fn scales(&self, x: &[f32], k: usize) -> Vec<f32> {
         let larger = |most: f32, x: f32| if x.abs() > most || x.is_nan() { x.abs() } else { most };
         let (rows, columns) = self.axis.block();
@@ -88,11 +88,10 @@ impl Cast {
             for row in rows.chunks(k.max(1)) {
                 if columns == 1 {
                     all.iter_mut().zip(row).for_each(|(most, x)| *most = larger(*most, *x));
-                } else {
-                    let blocks = row.chunks(columns);
-                    all.iter_mut().zip(blocks).for_each(|(most, block)| {
-                        *most = block.iter().fold(*most, |most, x| larger(most, *x));
-                    });
+                    continue;
+                }
+                for (most, block) in all.iter_mut().zip(row.chunks(columns)) {
+                    *most = block.iter().fold(*most, |most, x| larger(most, *x));
                 }
             }
         }
