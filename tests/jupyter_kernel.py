@@ -85,8 +85,9 @@ def errors_fail_the_cell(client):
     shown, reply = run(client, "quantise tiny int8-weight-only")
     assert reply["status"] == "error" and "did you mean" in reply["evalue"], reply
     assert kinds(shown) == ["error"], shown
-    # What was asked for behind it is not run.
-    first, second = client.execute("nonsense"), client.execute("after = load tiny")
+    # What was asked for behind it is not run: it waits already when the first fails.
+    first = client.execute("$base | eval perplexity --windows 8\nload ./nowhere")
+    second = client.execute("after = load tiny")
     assert outputs(client, first)[1]["status"] == "error"
     assert outputs(client, second)[1]["status"] == "aborted"
     assert run(client, "vars")[1]["status"] == "ok"
