@@ -15,6 +15,7 @@ import time
 
 import nbformat
 from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.chrome.options import Options
@@ -56,8 +57,15 @@ def look(driver, url, picture):
     cells = shown(".jp-Notebook .jp-CodeCell .cm-content")
     until("the notebook is open", lambda driver: len(cells(driver)) == len(CELLS))
     until("the kernel is idle", shown(".jp-Notebook-ExecutionIndicator[data-status='idle']"))
-    driver.execute_script("window.jupyterapp.commands.execute('notebook:run-all-cells')")
-    until("a table", shown(".jp-RenderedHTMLCommon table.aolab td"))
+    # JupyterLab forgets a command that comes before its panel is ready: it is asked again.
+    for seconds in (20, 40, 120):
+        driver.execute_script("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        try:
+            until("a table", shown(".jp-RenderedHTMLCommon table.aolab td"), seconds)
+            break
+        except TimeoutException:
+            if seconds == 120:
+                raise
     figure = until("a figure", shown(".jp-RenderedSVG img, .jp-RenderedSVG svg"))[0]
     assert figure.size["width"] > 200 and figure.size["height"] > 50, figure.size
     tree = until("a model's tree", shown("details.aolab-model"))[0]
