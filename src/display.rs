@@ -6,6 +6,9 @@
 
 use std::fmt::Write as _;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use crate::bench::{DecodeResult, PrefillResult};
 use crate::error::Result;
 use crate::eval::{KlResult, PerplexityResult, SqnrResult};
@@ -81,18 +84,7 @@ pub fn figure_parts(figure: &Figure) -> Vec<Part> {
 }
 
 fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for three in bytes.chunks(3) {
-        let byte = |i: usize| u32::from(three.get(i).copied().unwrap_or(0));
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for digit in 0..4 {
-            let written = digit <= three.len();
-            let six = (bits >> (18 - 6 * digit) & 63) as usize;
-            text.push(if written { char::from(DIGITS[six]) } else { '=' });
-        }
-    }
-    text
+    STANDARD.encode(bytes)
 }
 
 /// A model as a tree that opens and closes, and as one line.

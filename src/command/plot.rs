@@ -132,7 +132,14 @@ impl Command for Plot {
             What::Sparsity => return self.sparsity(&input.into_model()?),
             What::Loss => return self.losses(&input.into_table()?),
         };
-        let config = PlotConfig {
+        let config = self.config(kind);
+        figure(&input.into_table()?, &config).map(Value::from)
+    }
+}
+
+impl Plot {
+    fn config(self, kind: PlotKind) -> PlotConfig {
+        PlotConfig {
             kind,
             x: self.x,
             y: self.y,
@@ -145,12 +152,9 @@ impl Command for Plot {
             theme: self.theme,
             width: self.width,
             height: self.height,
-        };
-        figure(&input.into_table()?, &config).map(Value::from)
+        }
     }
-}
 
-impl Plot {
     /// One line a run where there are several, and the held-out losses as points of a line of their own where there are any.
     fn losses(self, table: &Table) -> Result<Value> {
         let has = |name: &str| table.columns().iter().any(|column| column.name == name);
@@ -167,19 +171,13 @@ impl Plot {
         let by = ["run", "linear layers"].into_iter().find(|name| has(name)).map(str::to_owned);
         let mut y = vec!["loss".to_owned()];
         y.extend((by.is_none() && measured("held-out loss")).then(|| "held-out loss".to_owned()));
+        let asked = self.config(PlotKind::Lines);
         let config = PlotConfig {
-            kind: PlotKind::Lines,
-            x: self.x.or(Some("step".to_owned())),
-            y: if self.y.is_empty() { y } else { self.y },
-            by: self.by.or(by),
-            title: self.title,
-            log_x: self.log_x,
-            log_y: self.log_y,
-            marks: self.mark,
-            theme: self.theme,
-            width: self.width,
-            height: self.height,
-            ..PlotConfig::default()
+            x: asked.x.or(Some("step".to_owned())),
+            y: if asked.y.is_empty() { y } else { asked.y },
+            by: asked.by.or(by),
+            label: None,
+            ..asked
         };
         figure(table, &config).map(Value::from)
     }

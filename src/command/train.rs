@@ -323,9 +323,7 @@ impl Train {
         })?))
     }
 
-    fn trainer(&self, model: &Model, seed: u64) -> Result<Trainer> {
-        let read = |path: &PathBuf| texts::read(path);
-        let texts = self.data.iter().map(read).collect::<Result<Vec<String>>>()?;
+    fn trainer(&self, model: &Model, texts: &[String], seed: u64) -> Result<Trainer> {
         let (tokenizer, bos) = (model.tokenizer()?, model.config.bos_token_id);
         let corpus = |texts: &[String]| Corpus::of_texts(tokenizer, bos, texts);
         let rule = match (self.parq, self.paretoq, self.linear.rule(seed)) {
@@ -334,7 +332,7 @@ impl Train {
             (.., Some(rule)) => rule,
             (None, None, None) => self.qat.rule(seed)?,
         };
-        let mut trainer = Trainer::new(model, corpus(&texts)?, self.config(seed), rule)?;
+        let mut trainer = Trainer::new(model, corpus(texts)?, self.config(seed), rule)?;
         if self.eval_every > 0 {
             trainer.hold_out(corpus(&[texts::read(&self.eval_text)?])?, self.eval_windows)?;
         }
@@ -382,8 +380,11 @@ impl Command for Train {
     fn run(self, session: &mut Session, input: Value) -> Result<Value> {
         let mut model = input.into_model()?;
         session.compares_with(&model);
+        let mut texts = Vec::new();
         for path in &self.data {
-            session.reads(&path.display().to_string(), texts::read(path)?.as_bytes());
+            let text = texts::read(path)?;
+            session.reads(&path.display().to_string(), text.as_bytes());
+            texts.push(text);
         }
         let seed = self.seed.unwrap_or(session.seed());
         if self.from_scratch {
@@ -391,7 +392,7 @@ impl Command for Train {
             let fresh = initialize(&parameters, model.config.num_hidden_layers, seed)?;
             model = fresh.to_model(&model, &model.name)?;
         }
-        let mut trainer = self.trainer(&model, seed)?;
+        let mut trainer = self.trainer(&model, &texts, seed)?;
         if let Some(folder) = self.checkpoints.as_ref().filter(|_| self.resume)
             && trainer.resume(folder)?
         {
@@ -428,10 +429,11 @@ impl Command for Train {
             losses = all;
         }
         session.bind("losses", losses);
-        session.bind("curves", trainer.table()?);
+        let curves = trainer.table()?;
+        session.bind("curves", curves.clone());
         let trained = trainer.model()?;
         session.measures(&trained, &[self.batch * self.sequence]);
-        session.measured(trainer.table()?, trainer.metrics());
+        session.measured(curves, trainer.metrics());
         if ended == Ended::Stopped {
             return Err(stopped(session, &trainer, self.checkpoints.is_some()));
         }

@@ -108,19 +108,11 @@ impl Session {
         (line, command): (&str, &str),
         table: &Table,
     ) {
-        if self.records.path.is_none() && self.records.collected.is_none() {
+        if !self.keeps() {
             return;
         }
-        let frame = Run {
-            started: began.utc_ms,
-            took: began.at.elapsed().as_secs_f64() * 1e3,
-            line: line.to_owned(),
-            command: command.to_owned(),
-            table: Some(Arc::new(table.clone())),
-            ..self.frame()
-        };
-        let subject = self.records.subjects.first().map_or("", |(model, _)| &model.name).to_owned();
-        let found = metrics_of(table, &subject);
+        let frame = self.frame_of(began, (line, command), table.clone());
+        let found = metrics_of(table, &self.subject());
         let runs: Vec<Run> = found
             .into_iter()
             .map(|(name, metrics)| self.completed(&frame, name, metrics))
@@ -131,21 +123,34 @@ impl Session {
     /// Keeps what a command measured besides, with how it ended.
     pub(crate) fn keep_beside(&mut self, began: &Began, line: &str, command: &str, status: &str) {
         let Some((table, metrics)) = self.records.beside.take() else { return };
-        if self.records.path.is_none() && self.records.collected.is_none() {
+        if !self.keeps() {
             return;
         }
-        let frame = Run {
+        let frame =
+            Run { status: status.to_owned(), ..self.frame_of(began, (line, command), table) };
+        let run = self.completed(&frame, self.subject(), metrics);
+        self.keep_finished(&[run]);
+    }
+
+    fn keeps(&self) -> bool {
+        self.records.path.is_some() || self.records.collected.is_some()
+    }
+
+    /// Whose measurements they are where the table does not say.
+    fn subject(&self) -> String {
+        self.records.subjects.first().map_or("", |(model, _)| &model.name).to_owned()
+    }
+
+    /// What all runs of one command have in common.
+    fn frame_of(&self, began: &Began, (line, command): (&str, &str), table: Table) -> Run {
+        Run {
             started: began.utc_ms,
             took: began.at.elapsed().as_secs_f64() * 1e3,
             line: line.to_owned(),
             command: command.to_owned(),
-            status: status.to_owned(),
             table: Some(Arc::new(table)),
             ..self.frame()
-        };
-        let subject = self.records.subjects.first().map_or("", |(model, _)| &model.name).to_owned();
-        let run = self.completed(&frame, subject, metrics);
-        self.keep_finished(&[run]);
+        }
     }
 
     /// What all runs of this session have in common.

@@ -19,7 +19,7 @@ const DECODED_STEPS: usize = 64;
 
 type Stream = unsafe fn(&Panel<'_>, &[Block], &mut [[f32; LANES]]);
 type ByBytes = unsafe fn(&[Panel<'_>], &[Bytes], &mut [[f32; LANES]]);
-type Words = unsafe fn(&[Panel<'_>], &[Block], &mut [[f32; LANES]]);
+type ByWords = unsafe fn(&[Panel<'_>], &[Block], &mut [[f32; LANES]]);
 type Decode = unsafe fn(&Panel<'_>, &[u8], &mut [Decoded]);
 
 /// Asks for what lies 2 KiB behind `step`: the processor's own prefetching stops at the end of each page.
@@ -106,15 +106,6 @@ impl Streamed {
             _ => Streamed::Bytes(x.iter().map(Bytes::new).collect()),
         }
     }
-
-    /// Rows `rows` of `steps` blocks each.
-    fn rows(&self, rows: Range<usize>, steps: usize) -> (&[Bytes], &[Block]) {
-        let blocks = rows.start * steps..rows.end * steps;
-        match self {
-            Streamed::Bytes(bytes) => (&bytes[blocks], &[]),
-            Streamed::Words(words) => (&[], &words[blocks]),
-        }
-    }
 }
 
 /// Bytes from which on a stream is worth its own place beside others: eight pages.
@@ -157,15 +148,18 @@ fn side_by_side_avx512<const P: usize, const M: usize>(
     for indices in together {
         let panels = indices.map(|p| w.panel(p));
         let steps = panels[0].groups * panels[0].steps_per_group;
-        let (bytes, words) = x.rows(first..first + M, steps);
-        if bytes.is_empty() {
-            let words_of: Words = for_words!(w, P, M);
-            // SAFETY: the token proves the instructions of `avx512_stream::words`.
-            unsafe { words_of(&panels, words, y.as_flattened_mut()) };
-        } else {
-            let bytes_of: ByBytes = for_bytes!(w, P, M);
-            // SAFETY: the token proves the instructions of `avx512_stream::bytes`.
-            unsafe { bytes_of(&panels, bytes, y.as_flattened_mut()) };
+        let blocks = first * steps..(first + M) * steps;
+        match x {
+            Streamed::Bytes(bytes) => {
+                let kernel: ByBytes = for_bytes!(w, P, M);
+                // SAFETY: the token proves the instructions of `avx512_stream::bytes`.
+                unsafe { kernel(&panels, &bytes[blocks], y.as_flattened_mut()) };
+            }
+            Streamed::Words(words) => {
+                let kernel: ByWords = for_words!(w, P, M);
+                // SAFETY: the token proves the instructions of `avx512_stream::words`.
+                unsafe { kernel(&panels, &words[blocks], y.as_flattened_mut()) };
+            }
         }
         for (p, y) in indices.iter().zip(&y) {
             y.iter().enumerate().for_each(|(m, y)| out(*p, first + m, y));
