@@ -42,8 +42,13 @@
 //! ends print. `tests/tidy.rs` checks what a program can check.
 #![forbid(unsafe_code)]
 
+// The front ends name the library as any program does.
+extern crate self as aolab;
+
 pub mod autograd;
 pub mod bench;
+#[doc(hidden)]
+pub mod cli;
 pub mod command;
 pub mod compare;
 pub mod dashboard;
@@ -55,12 +60,15 @@ pub mod formats;
 pub mod generate;
 pub mod inspect;
 pub mod io;
+#[cfg(feature = "jupyter")]
+mod jupyter;
 pub mod language;
 #[cfg(feature = "torch")]
 pub mod libtorch;
 pub mod model;
 pub mod plot;
 pub mod quantization;
+mod repl;
 pub mod report;
 pub mod rng;
 pub mod session;

@@ -1,12 +1,9 @@
 //! The `aolab` program: a laboratory on the command line. Everything it can do is in the library.
 #![forbid(unsafe_code)]
 
-mod cli;
-#[cfg(feature = "jupyter")]
-mod jupyter;
-mod repl;
-
 use std::process::ExitCode;
+
+use aolab::cli;
 
 fn main() -> ExitCode {
     cli::main(std::env::args_os(), &environment())

@@ -22,10 +22,10 @@ use terminal::Style;
 pub(crate) use terminal::Terminal;
 
 /// Who this process is among several, or what is wrong with the words that say so.
-pub(crate) type Launched = std::result::Result<Option<Launch>, String>;
+pub type Launched = std::result::Result<Option<Launch>, String>;
 
 /// Reads a launcher's variables; what is wrong with them is said by the command that needs them.
-pub(crate) fn launched(find: impl Fn(&str) -> Option<String>) -> Launched {
+pub fn launched(find: impl Fn(&str) -> Option<String>) -> Launched {
     Launch::from_env(find).map_err(|error| error.to_string())
 }
 
@@ -34,40 +34,40 @@ const PATIENCE: Duration = Duration::from_millis(120);
 
 /// What `main` read from the environment.
 #[derive(Debug)]
-pub(crate) struct Environment {
+pub struct Environment {
     /// `NO_COLOR` is set and not empty.
-    pub(crate) no_color: bool,
+    pub no_color: bool,
     /// `TERM` is `dumb` or not set.
-    pub(crate) dumb_terminal: bool,
+    pub dumb_terminal: bool,
     /// Where models of the hub come from.
-    pub(crate) hub: HubConfig,
+    pub hub: HubConfig,
     /// Where a GPU's libraries and compiled kernels lie.
-    pub(crate) cuda: aolab::kernels::cuda::Options,
+    pub cuda: aolab::kernels::cuda::Options,
     /// Where Jupyter looks for kernels.
-    pub(crate) jupyter: JupyterFolders,
+    pub jupyter: JupyterFolders,
     /// Where runs are kept that no project keeps.
-    pub(crate) runs_file: Option<PathBuf>,
+    pub runs_file: Option<PathBuf>,
     /// Where the REPL keeps what sessions held.
-    pub(crate) sessions_folder: Option<PathBuf>,
+    pub sessions_folder: Option<PathBuf>,
     /// What a launcher of several processes says.
-    pub(crate) launch: Launched,
+    pub launch: Launched,
     /// Where the REPL keeps its lines.
-    pub(crate) history_file: Option<PathBuf>,
+    pub history_file: Option<PathBuf>,
 }
 
 /// Where Jupyter looks for kernels.
 #[derive(Debug)]
-pub(crate) struct JupyterFolders {
+pub struct JupyterFolders {
     /// Jupyter's own folder of this user.
-    pub(crate) user: Option<PathBuf>,
+    pub user: Option<PathBuf>,
     /// The active Python environment.
-    pub(crate) environment: Option<PathBuf>,
+    pub environment: Option<PathBuf>,
     /// Jupyter started us and wants us to end when it does.
-    pub(crate) has_parent: bool,
+    pub has_parent: bool,
 }
 
 /// Does what the arguments say, and gives the exit code: 2 for usage, 130 for Ctrl-C, 1 for other errors.
-pub(crate) fn main(
+pub fn main(
     words: impl IntoIterator<Item = OsString>,
     environment: &Environment,
 ) -> ExitCode {
