@@ -71,8 +71,8 @@ pub use config::{config_from_dict, config_to_dict};
 pub use embedding::{EmbeddingQuantizer, TiedEmbeddingQuantizer};
 pub use experts::ExpertWeights;
 pub use float8::{
-    Float8DynamicActivationFloat8WeightConfig, Float8StaticActivationFloat8WeightConfig,
-    Float8WeightOnlyConfig,
+    Float8DynamicActivationFloat8WeightConfig, Float8Granularities,
+    Float8StaticActivationFloat8WeightConfig, Float8WeightOnlyConfig,
 };
 pub use float8_dynamic_int4::{Float8DynamicActivationInt4WeightConfig, Float8Int4PackingFormat};
 pub use floatx::FPXWeightOnlyConfig;

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Cpu;
 use crate::model::{DenseWeight, Weight, to_device};
 use crate::quantization::{
-    Float8DynamicActivationFloat8WeightConfig, Int4WeightOnlyConfig,
+    Float8DynamicActivationFloat8WeightConfig, Float8Granularities, Int4WeightOnlyConfig,
     Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, Recipe,
 };
 use crate::rng::Rng;
@@ -59,13 +59,21 @@ fn formats() -> Vec<Format> {
     };
     let int4 = Int4WeightOnlyConfig { group_size: 64, ..Int4WeightOnlyConfig::default() };
     let int8_dynamic = Box::new(Int8DynamicActivationInt8WeightConfig::default());
-    let float8_dynamic = Box::new(Float8DynamicActivationFloat8WeightConfig::default());
+    let float8 = |granularity| {
+        Box::new(Float8DynamicActivationFloat8WeightConfig {
+            granularity,
+            ..Float8DynamicActivationFloat8WeightConfig::default()
+        })
+    };
+    let (of_all, of_rows) =
+        (float8(Float8Granularities::PerTensor), float8(Float8Granularities::PerRow));
     vec![
         by_value("bf16 linear", None),
         by_value("int8-weight-only linear", Some(Box::new(Int8WeightOnlyConfig::default()))),
         by_value("int4-weight-only linear", Some(Box::new(int4))),
         dynamic("int8-dynamic linear", "_int_mm and scales", int8_dynamic, integers),
-        dynamic("float8-dynamic linear", "_scaled_mm, row-wise", float8_dynamic, scaled),
+        dynamic("float8-dynamic linear, per tensor", "_scaled_mm, tensor-wise", of_all, scaled_all),
+        dynamic("float8-dynamic linear, per row", "_scaled_mm, row-wise", of_rows, scaled_rows),
     ]
 }
 
@@ -141,12 +149,17 @@ fn product(weight: &dyn Weight, x: &Torch, device: tch::Device) -> Result<Torch>
     x.f_linear::<&Torch>(&w, None).map_err(wrong)
 }
 
+/// `x / by`, rounded once: by a number, ATen multiplies on a GPU with the reciprocal, which is not what its CPU gives.
+fn over(x: &Torch, by: f64) -> Torch {
+    x / x.full_like(by)
+}
+
 /// Rows of x in int8, rounded as torchao rounds them, integers multiplied, both scales.
 fn integers(weight: &dyn Weight, x: &Torch, device: tch::Device) -> Result<Torch> {
     let (m, on) = (x.size()[0], |name: &str| -> Result<Torch> {
         Ok(to_torch(&part(weight, name)?)?.to_device(device))
     });
-    let sx = x.abs().amax([1_i64].as_slice(), true) / 127.5;
+    let sx = over(&x.abs().amax([1_i64].as_slice(), true), 127.5);
     let sx = sx.clamp_min(f64::from(f32::EPSILON));
     let codes = (x * sx.reciprocal()).round().clamp(-128.0, 127.0).to_kind(Kind::Int8);
     // cuBLAS wants more than 16 rows.
@@ -157,15 +170,30 @@ fn integers(weight: &dyn Weight, x: &Torch, device: tch::Device) -> Result<Torch
 }
 
 /// Rows of x in e4m3, with scales in x's bf16 as torchao has them (of a row of zeros it makes NaN), multiplied with both.
-fn scaled(weight: &dyn Weight, x: &Torch, device: tch::Device) -> Result<Torch> {
-    let sx = x.abs().amax([1_i64].as_slice(), true) / 448.0;
-    let sx = sx.to_kind(Kind::BFloat16).to_kind(Kind::Float);
+fn scaled_rows(weight: &dyn Weight, x: &Torch, device: tch::Device) -> Result<Torch> {
+    let largest = x.abs().amax([1_i64].as_slice(), true);
+    let sw = to_torch(&part(weight, "scale")?)?.to_device(device).to_kind(Kind::Float);
+    scaled(weight, (x, &largest), &sw.view([1, -1]), device)
+}
+
+/// The same with one scale for all of x and one for all of W.
+fn scaled_all(weight: &dyn Weight, x: &Torch, device: tch::Device) -> Result<Torch> {
+    let largest = x.abs().amax([0_i64, 1].as_slice(), false);
+    let sw = to_torch(&part(weight, "scale")?)?.to_device(device).to_kind(Kind::Float);
+    scaled(weight, (x, &largest), &sw.view([0_i64; 0].as_slice()), device)
+}
+
+fn scaled(
+    weight: &dyn Weight,
+    (x, largest): (&Torch, &Torch),
+    sw: &Torch,
+    device: tch::Device,
+) -> Result<Torch> {
+    let sx = over(largest, 448.0).to_kind(Kind::BFloat16).to_kind(Kind::Float);
     let a = (x / &sx).clamp(-448.0, 448.0).to_kind(Kind::Float8e4m3fn);
     let codes = to_torch(&part(weight, "qdata")?)?.to_device(device);
     let b = codes.f_view_dtype(Kind::Float8e4m3fn).map_err(wrong)?.transpose(0, 1);
-    let sw = to_torch(&part(weight, "scale")?)?.to_device(device).to_kind(Kind::Float);
-    let sw = sw.expand([b.size()[1], 1], false).reshape([1, -1]).contiguous();
     let none = None::<&Torch>;
-    a.f_internal_scaled_mm(&b, &sx.contiguous(), &sw, none, none, Kind::BFloat16, false)
+    a.f_internal_scaled_mm(&b, &sx.contiguous(), sw, none, none, Kind::BFloat16, false)
         .map_err(wrong)
 }
