@@ -2,6 +2,7 @@
 //! outliers, how a weight's values lie on its grid, what takes the time.
 
 mod channels;
+mod gpu_profile;
 mod logger;
 mod per_layer;
 mod profile;
@@ -10,6 +11,7 @@ mod shapes;
 mod values;
 
 pub use channels::{Channels, LayerChannels, channels};
+pub use gpu_profile::GpuProfile;
 pub use logger::{activation_stats, parameter_stats};
 pub use per_layer::per_layer;
 pub use profile::Profile;

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use aolab_kernels::cuda::linear::{Float8Scales, HostWeight};
+use aolab_kernels::cuda::sparse::Stored24;
 use aolab_kernels::dtypes::{e4m3fn_decode, e8m0_decode};
 use aolab_kernels::float_linear::{Element, Panels, Scales};
 use aolab_kernels::packed_linear::{self, Floats, Offset, Values};
@@ -32,7 +33,7 @@ pub enum DeviceForm<'a> {
     /// `q · scale`, one scale a row, activations as they are.
     Int8 {
         /// `(N, K)`.
-        q: &'a [i8],
+        q: Cow<'a, [i8]>,
         /// `(N)`.
         scale: Vec<f32>,
     },
@@ -85,6 +86,56 @@ pub enum DeviceForm<'a> {
     },
     /// `(N, K)` bf16.
     Bf16(Vec<u16>),
+    /// Two of each four neighbours.
+    TwoOfFour {
+        /// Their numbers.
+        stored: Stored<'a>,
+        /// Their places, as [`crate::kernels::sparse24_linear::codes_of`] makes them.
+        codes: Cow<'a, [u8]>,
+    },
+}
+
+/// The numbers that a 2:4 weight stores.
+#[derive(Clone, Debug)]
+pub enum Stored<'a> {
+    /// `(N, K / 2)`.
+    Bf16(Cow<'a, [u16]>),
+    /// `q · scale`, with activations quantized to int8 by token, symmetrically.
+    Int8Dynamic {
+        /// `(N, K / 2)`.
+        q: Cow<'a, [i8]>,
+        /// `(N)`.
+        scale: Cow<'a, [f32]>,
+    },
+    /// e4m3 codes times one scale a row, with activations quantized to e4m3 by token.
+    Float8Dynamic {
+        /// `(N, K / 2)`.
+        q: Cow<'a, [u8]>,
+        /// `(N)`.
+        scale: Cow<'a, [f32]>,
+    },
+    /// `(q − 8) · scale`.
+    Int4 {
+        /// In the order of [`crate::kernels::sparse24_linear::pack_int4`].
+        q: Cow<'a, [u8]>,
+        /// `(N, K / group_size)`.
+        scale: Cow<'a, [f32]>,
+        /// A multiple of 128.
+        group_size: usize,
+    },
+}
+
+impl Stored<'_> {
+    fn host(&self) -> Stored24<'_> {
+        match self {
+            Stored::Bf16(values) => Stored24::Bf16(values),
+            Stored::Int8Dynamic { q, scale } => Stored24::Int8Dynamic { q, scale },
+            Stored::Float8Dynamic { q, scale } => Stored24::Float8Dynamic { q, scale },
+            Stored::Int4 { q, scale, group_size } => {
+                Stored24::Int4 { q, scale, group_size: *group_size }
+            }
+        }
+    }
 }
 
 impl DeviceForm<'_> {
@@ -107,6 +158,9 @@ impl DeviceForm<'_> {
             DeviceForm::Int8 { q, scale } => HostWeight::Int8 { q, scale },
             DeviceForm::Int8Dynamic { q, scale } => HostWeight::Int8Dynamic { q, scale },
             DeviceForm::Bf16(w) => HostWeight::Bf16(w),
+            DeviceForm::TwoOfFour { stored, codes } => {
+                HostWeight::TwoOfFour { stored: stored.host(), codes }
+            }
         }
     }
 
@@ -122,6 +176,14 @@ impl DeviceForm<'_> {
                 DeviceForm::Table4 { group_size: a, table: s, .. },
                 DeviceForm::Table4 { group_size: b, table: t, .. },
             ) => a == b && s.map(f32::to_bits) == t.map(f32::to_bits),
+            (DeviceForm::TwoOfFour { stored: a, .. }, DeviceForm::TwoOfFour { stored: b, .. }) => {
+                match (a, b) {
+                    (Stored::Int4 { group_size: a, .. }, Stored::Int4 { group_size: b, .. }) => {
+                        a == b
+                    }
+                    _ => std::mem::discriminant(a) == std::mem::discriminant(b),
+                }
+            }
             _ => std::mem::discriminant(self) == std::mem::discriminant(other),
         }
     }

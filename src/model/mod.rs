@@ -12,7 +12,7 @@ mod weight;
 pub use block_weight::BlockWeight;
 pub use config::{ModelConfig, RopeScaling};
 pub use cuda::{PartTime, PlacedReport, to_device};
-pub use device_form::DeviceForm;
+pub use device_form::{DeviceForm, Stored};
 pub(crate) use device_form::{float_form, packed_form};
 pub use forward::{Context, NoObserver, Observer};
 pub use llama::{Layer, Linear, Model};

@@ -10,10 +10,12 @@ use std::sync::Arc;
 use serde_json::{Value as Json, json};
 
 use crate::error::{Error, Result};
+use crate::kernels::cuda::linear::Float8Scales;
+use crate::kernels::sparse24_linear::{codes_of, kept_of};
 use crate::kernels::{Cost, Cpu};
 use crate::model::{
-    DenseWeight, DeviceForm, Mask, Pattern, Sparse, Weight, check_linear, dequantize_then_multiply,
-    dequantize_then_multiply_name,
+    DenseWeight, DeviceForm, Mask, Pattern, Sparse, Stored as OnDevice, Weight, check_linear,
+    dequantize_then_multiply, dequantize_then_multiply_name,
 };
 use crate::quantization::config::Typed;
 use crate::quantization::read_weight as read_inner;
@@ -153,8 +155,34 @@ impl Weight for MaskedWeight {
         json!({ "_type": TYPE, "_version": 1, "_data": data })
     }
 
+    /// e4m3 with scales of tokens and of rows has a 2:4 kernel of its own.
     fn device_form(&self) -> Result<Option<DeviceForm<'_>>> {
-        if self.exact { self.inner.device_form() } else { Ok(None) }
+        if !self.exact {
+            return Ok(None);
+        }
+        let form = self.inner.device_form()?;
+        Ok(match form {
+            Some(DeviceForm::Float8Dynamic { q, scale, activations: Float8Scales::Rows })
+                if self.pattern == Pattern::TWO_OF_FOUR =>
+            {
+                let shape @ (_, k) = self.shape();
+                match codes_of(|row, column| self.mask.keeps(row, column), shape) {
+                    Some(codes) => Some(DeviceForm::TwoOfFour {
+                        stored: OnDevice::Float8Dynamic {
+                            q: kept_of(&q, &codes, k).into(),
+                            scale: scale.into(),
+                        },
+                        codes: codes.into(),
+                    }),
+                    None => Some(DeviceForm::Float8Dynamic {
+                        q,
+                        scale,
+                        activations: Float8Scales::Rows,
+                    }),
+                }
+            }
+            form => form,
+        })
     }
 
     fn linear(&self, cpu: &Cpu, x: &[f32], m: usize, y: &mut [f32]) -> Result<()> {

@@ -12,6 +12,7 @@ use cudarc::nvrtc::Ptx;
 use super::launch::Kernel;
 use super::matmul::Blas;
 use super::memory::{Pool, Scratch};
+use super::record::Recorder;
 use super::sources::Source;
 use super::{Cache, Compiler, CudaError, CudaResult, compile, library};
 
@@ -47,6 +48,7 @@ struct Inner {
     pool: Mutex<Pool>,
     /// Its buffers hold the device, which lives until the process ends.
     scratch: Mutex<Scratch>,
+    recorder: Mutex<Option<Recorder>>,
     blas: OnceLock<CudaResult<Blas>>,
 }
 
@@ -97,6 +99,7 @@ impl Device {
             modules: Mutex::default(),
             pool: Mutex::default(),
             scratch: Mutex::default(),
+            recorder: Mutex::default(),
             blas: OnceLock::new(),
             context,
         };
@@ -188,7 +191,7 @@ impl Device {
         let function = module.load_function(name).map_err(|error| {
             CudaError::from(error).within(&format!("{name} of {}", source.name))
         })?;
-        Ok(Kernel::new(self.clone(), function))
+        Ok(Kernel::new(self.clone(), function, name))
     }
 
     fn modules(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<CudaModule>>> {
@@ -230,6 +233,10 @@ impl Device {
 
     pub(super) fn pool(&self) -> &Mutex<Pool> {
         &self.0.pool
+    }
+
+    pub(super) fn recorder_lock(&self) -> &Mutex<Option<Recorder>> {
+        &self.0.recorder
     }
 
     pub(super) fn scratch(&self) -> std::sync::MutexGuard<'_, Scratch> {

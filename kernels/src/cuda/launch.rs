@@ -2,6 +2,7 @@
 
 use std::ffi::c_void;
 use std::fmt;
+use std::sync::Arc;
 
 use cudarc::driver::{CudaFunction, DeviceRepr, sys};
 
@@ -106,6 +107,7 @@ const SHARED_WITHOUT_ASKING: usize = 48 << 10;
 pub struct Kernel {
     device: Device,
     function: CudaFunction,
+    name: Arc<str>,
 }
 
 impl fmt::Debug for Kernel {
@@ -115,8 +117,8 @@ impl fmt::Debug for Kernel {
 }
 
 impl Kernel {
-    pub(super) fn new(device: Device, function: CudaFunction) -> Kernel {
-        Kernel { device, function }
+    pub(super) fn new(device: Device, function: CudaFunction, name: &str) -> Kernel {
+        Kernel { device, function, name: name.into() }
     }
 
     /// How much of a multiprocessor's memory the kernel wants as shared memory: all that is to be had, or what the driver chooses. The rest is
@@ -169,17 +171,20 @@ impl Kernel {
             attrs: &raw mut early,
             numAttrs: u32::from(self.device.has_dependent_launch()),
         };
-        // SAFETY: each pointer leads to an argument of this frame, which the driver copies before it returns; their number and
-        // sizes are the kernel's, by the contract of this private function.
-        let launched = unsafe {
-            sys::cuLaunchKernelEx(
-                &raw const config,
-                self.function.cu_function(),
-                pointers.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
-        };
-        Ok(launched.result()?)
+        let blocks = grid.blocks.0 * grid.blocks.1 * grid.blocks.2;
+        self.device.launched(&self.name, (blocks, grid.threads), || {
+            // SAFETY: each pointer leads to an argument of this frame, which the driver copies before it returns; their number and
+            // sizes are the kernel's, by the contract of this private function.
+            let launched = unsafe {
+                sys::cuLaunchKernelEx(
+                    &raw const config,
+                    self.function.cu_function(),
+                    pointers.as_mut_ptr(),
+                    std::ptr::null_mut(),
+                )
+            };
+            Ok(launched.result()?)
+        })
     }
 }
 

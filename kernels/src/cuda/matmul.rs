@@ -217,28 +217,31 @@ impl Device {
                 _ => (&raw const pair.0).cast(),
             }
         };
-        // SAFETY: the layouts describe the three matrices, whose lengths the caller checked; the workspace holds `WORKSPACE` bytes.
-        unsafe {
-            result::matmul(
-                blas.handle,
-                plan.desc,
-                pick(&ones),
-                pick(&zeros),
-                operands.w as *const c_void,
-                plan.w,
-                operands.x as *const c_void,
-                plan.x,
-                operands.y as *const c_void,
-                plan.y,
-                operands.y as *mut c_void,
-                plan.y,
-                &raw const plan.algo,
-                workspace as *mut c_void,
-                WORKSPACE,
-                self.stream().cu_stream().cast(),
-            )
-        }?;
-        Ok(())
+        let name = format!("cublaslt {kind:?} {}x{}x{}", shape.m, shape.n, shape.k);
+        self.launched(&name, (0, 0), || {
+            // SAFETY: the layouts describe the three matrices, whose lengths the caller checked; the workspace holds `WORKSPACE` bytes.
+            unsafe {
+                result::matmul(
+                    blas.handle,
+                    plan.desc,
+                    pick(&ones),
+                    pick(&zeros),
+                    operands.w as *const c_void,
+                    plan.w,
+                    operands.x as *const c_void,
+                    plan.x,
+                    operands.y as *const c_void,
+                    plan.y,
+                    operands.y as *mut c_void,
+                    plan.y,
+                    &raw const plan.algo,
+                    workspace as *mut c_void,
+                    WORKSPACE,
+                    self.stream().cu_stream().cast(),
+                )
+            }?;
+            Ok(())
+        })
     }
 
     /// `y = x · Wᵀ` of raw bytes; `x`, `w` and `y` hold `kind`'s element types. Baseline and building block.

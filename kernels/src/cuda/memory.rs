@@ -236,6 +236,10 @@ impl Device {
         Ok(())
     }
 
+    pub(super) fn is_capturing(&self) -> bool {
+        lock(self.pool()).capturing
+    }
+
     pub(super) fn set_capturing(&self, capturing: bool) {
         lock(self.pool()).capturing = capturing;
     }

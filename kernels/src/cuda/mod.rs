@@ -8,6 +8,7 @@
 //! memory.rs    buffers from a caching allocator, pinned host memory
 //! launch.rs    arguments, grids, programmatic dependent launch
 //! graph.rs     captured work, replayed as one launch; timing by events
+//! record.rs    when each kernel ran, for profiles
 //! matmul.rs    dense products through cuBLASLt, one algorithm a shape
 //! linear/      linear layers in every format that has a kernel
 //! sparse/      linear layers whose weight is 2:4
@@ -40,6 +41,7 @@ pub mod linear;
 mod matmul;
 mod memory;
 pub mod ops;
+mod record;
 pub mod sources;
 pub mod sparse;
 mod tensor_map;
@@ -56,3 +58,4 @@ pub use launch::{Arg, Grid, Kernel};
 pub use library::{Found, search_folders};
 pub use matmul::{DenseType, MatmulScales};
 pub use memory::{Buffer, Pinned, PoolUse};
+pub use record::KernelRun;

@@ -39,7 +39,8 @@ use half::bf16;
 
 pub use names::{dynamic_kernel_name, kernel_name};
 pub use pack::{
-    are_codes, code_bytes, codes_of, int4_bytes, is_stored, kept_of, pack_int4, unpack_int4,
+    are_codes, code_bytes, codes_of, expanded, int4_bytes, is_stored, kept_of, pack_int4,
+    unpack_int4,
 };
 
 #[cfg(target_arch = "x86_64")]

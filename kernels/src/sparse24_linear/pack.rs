@@ -81,6 +81,22 @@ pub fn kept_of<T: Copy>(dense: &[T], codes: &[u8], k: usize) -> Vec<T> {
     rows.flat_map(row).collect()
 }
 
+/// A weight of `(N, K)` numbers: those stored at their places, `zero` elsewhere. The inverse of [`kept_of`].
+pub fn expanded<T: Copy>(stored: &[T], codes: &[u8], (n, k): (usize, usize), zero: T) -> Vec<T> {
+    let mut all = vec![zero; n * k];
+    let rows = all.chunks_exact_mut(k.max(1)).zip(stored.chunks_exact((k / 2).max(1)));
+    for (row, (dense, stored)) in rows.enumerate() {
+        let codes = &codes[row * code_bytes(k)..];
+        let fours = dense.as_chunks_mut::<4>().0.iter_mut().zip(stored.as_chunks::<2>().0);
+        for (at, (four, two)) in fours.enumerate() {
+            for (place, value) in places(codes, at).into_iter().zip(two) {
+                four[place] = *value;
+            }
+        }
+    }
+    all
+}
+
 /// Packs stored numbers, codes 0 to 15, of rows of `k` columns.
 pub fn pack_int4(stored: &[u8], k: usize) -> Vec<u8> {
     let bytes = int4_bytes(k);
@@ -104,4 +120,26 @@ pub(super) fn int4_at(row: &[u8], at: usize) -> u8 {
 pub fn unpack_int4(packed: &[u8], k: usize) -> Vec<u8> {
     let rows = packed.chunks_exact(int4_bytes(k).max(1));
     rows.flat_map(|row| (0..k / 2).map(move |at| int4_at(row, at))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{codes_of, expanded, kept_of};
+    use crate::sample::Sample;
+
+    #[test]
+    fn what_is_kept_goes_back_to_its_places() {
+        let mut sample = Sample(0x24_1234);
+        for (n, k) in [(1, 4), (3, 12), (5, 72), (2, 128)] {
+            let mut dense = vec![-1_i8; n * k];
+            for four in dense.as_chunks_mut::<4>().0 {
+                for _ in 0..2 {
+                    four[sample.below(4) as usize] = sample.bits().to_le_bytes()[6].cast_signed();
+                }
+            }
+            let codes = codes_of(|row, column| dense[row * k + column] != -1, (n, k));
+            let codes = codes.expect("2:4");
+            assert_eq!(expanded(&kept_of(&dense, &codes, k), &codes, (n, k), -1), dense);
+        }
+    }
 }

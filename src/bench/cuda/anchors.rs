@@ -32,8 +32,10 @@ pub fn anchors(
     with_llama: bool,
     progress: Progress,
 ) -> Result<Vec<Table>> {
-    let total =
-        2 + SHAPES.len() * Format::ALL.len() + if with_llama { DECODED_FORMATS.len() } else { 0 };
+    let total = 2
+        + SHAPES.len() * Format::ALL.len()
+        + Format::SPARSE.len()
+        + if with_llama { DECODED_FORMATS.len() } else { 0 };
     let mut done = 0;
     let mut next = || {
         done += 1;
@@ -48,6 +50,11 @@ pub fn anchors(
             let bench = LinearBench { weight: random_weight(format, (n, k)), m: TOKENS.to_vec() };
             layers.append(linear(device, &ceilings, &bench, &mut baselines, None)?)?;
         }
+    }
+    for format in Format::SPARSE {
+        next()?;
+        let bench = LinearBench { weight: random_weight(format, SHAPES[0]), m: TOKENS.to_vec() };
+        layers.append(linear(device, &ceilings, &bench, &mut baselines, None)?)?;
     }
     next()?;
     let quantized = quantize(device, &ceilings, &[(16, 4096), (8192, 4096)])?;

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use aolab_kernels::cuda::linear::Float8Scales;
 use aolab_kernels::dtypes::e4m3fn_encode_saturating;
+use aolab_kernels::sparse24_linear::{code_bytes, codes_of, int4_bytes};
 
 use super::{normal_bf16, random_bytes, repeated};
 use crate::error::{Error, Result};
-use crate::model::{DeviceForm, Model, ModelConfig, ParameterSource, Weight};
+use crate::model::{DeviceForm, Model, ModelConfig, ParameterSource, Stored, Weight};
 use crate::tensor::Tensor;
 
 /// 2⁻⁸, a bf16 number.
@@ -32,6 +33,10 @@ pub(super) enum Format {
     Int4,
     Float8Int4,
     Nf4,
+    Bf16Of24,
+    Int8Of24,
+    Float8Of24,
+    Int4Of24,
 }
 
 impl Format {
@@ -46,8 +51,16 @@ impl Format {
         Format::Nf4,
     ];
 
+    /// 2:4.
+    pub(super) const SPARSE: [Format; 4] =
+        [Format::Bf16Of24, Format::Int8Of24, Format::Float8Of24, Format::Int4Of24];
+
     fn name(self) -> &'static str {
         match self {
+            Format::Bf16Of24 => "2:4·bf16",
+            Format::Int8Of24 => "2:4·int8-dynamic-activation-int8-weight",
+            Format::Float8Of24 => "2:4·float8-dynamic-activation-float8-weight",
+            Format::Int4Of24 => "2:4·int4-weight-only g128",
             Format::Bf16 => "bf16",
             Format::Int8 => "int8-weight-only",
             Format::Int8Dynamic => "int8-dynamic-activation-int8-weight",
@@ -79,8 +92,8 @@ impl Pool {
         let scaled = |bits: u16| half::bf16::from_f32(0.02 * half::bf16::from_bits(bits).to_f32());
         let dense = normal_bf16(65_521, 12).into_iter().map(|v| scaled(v).to_bits()).collect();
         let bytes = match format {
-            Format::Bf16 => Vec::new(),
-            Format::Float8 | Format::Float8Dynamic => {
+            Format::Bf16 | Format::Bf16Of24 => Vec::new(),
+            Format::Float8 | Format::Float8Dynamic | Format::Float8Of24 => {
                 let codes = normal_bf16(65_521, 11)
                     .into_iter()
                     .map(|bits| e4m3fn_encode_saturating(half::bf16::from_bits(bits).to_f32()));
@@ -124,9 +137,12 @@ impl Weight for RandomWeight {
     fn device_form(&self) -> Result<Option<DeviceForm<'_>>> {
         let (n, k) = self.shape;
         Ok(Some(match self.format {
+            Format::Bf16Of24 | Format::Int8Of24 | Format::Float8Of24 | Format::Int4Of24 => {
+                self.two_of_four()?
+            }
             Format::Bf16 => DeviceForm::Bf16(repeated(&self.pool.dense, n * k)),
             Format::Int8 => DeviceForm::Int8 {
-                q: bytemuck::cast_slice(&self.pool.bytes[..n * k]),
+                q: bytemuck::cast_slice(&self.pool.bytes[..n * k]).into(),
                 scale: vec![0.0002; n],
             },
             Format::Int8Dynamic => DeviceForm::Int8Dynamic {
@@ -162,6 +178,38 @@ impl Weight for RandomWeight {
                 activations: Float8Scales::Rows,
             },
         }))
+    }
+}
+
+impl RandomWeight {
+    /// Two different columns of each four, drawn for some rows that the others repeat.
+    fn two_of_four(&self) -> Result<DeviceForm<'_>> {
+        const DRAWN_ROWS: usize = 61;
+        let (n, k) = self.shape;
+        let draws = random_bytes(DRAWN_ROWS * k, 7);
+        let keeps = |row: usize, column: usize| {
+            let draw = usize::from(draws[row * (k / 4) + column / 4]);
+            let (a, b) = (draw % 4, (draw % 4 + 1 + draw / 4 % 3) % 4);
+            column % 4 == a || column % 4 == b
+        };
+        let rows = codes_of(keeps, (DRAWN_ROWS, k))
+            .ok_or_else(|| Error::invalid("two of each four were to be drawn"))?;
+        let mut codes = repeated(&rows[..DRAWN_ROWS * code_bytes(k)], n * code_bytes(k));
+        codes.extend([0, 0]);
+        let (bytes, scale) = (&self.pool.bytes, vec![SCALE; n].into());
+        let stored = match self.format {
+            Format::Int8Of24 => {
+                Stored::Int8Dynamic { q: bytemuck::cast_slice(&bytes[..n * k / 2]).into(), scale }
+            }
+            Format::Float8Of24 => Stored::Float8Dynamic { q: bytes[..n * k / 2].into(), scale },
+            Format::Int4Of24 => Stored::Int4 {
+                q: bytes[..n * int4_bytes(k)].into(),
+                scale: vec![SCALE; n * k / 128].into(),
+                group_size: 128,
+            },
+            _ => Stored::Bf16(repeated(&self.pool.dense, n * k / 2).into()),
+        };
+        Ok(DeviceForm::TwoOfFour { stored, codes: codes.into() })
     }
 }
 

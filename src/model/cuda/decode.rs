@@ -124,11 +124,24 @@ impl GpuContext {
         }
     }
 
+    /// One step: the graph, or its kernels one by one where they are recorded.
+    fn advance(&mut self) -> Result<()> {
+        let recorded = self.placed.device.is_recording();
+        match &mut self.step {
+            Some(step) if !recorded => Ok(step.graph.launch()?),
+            Some(_) => match &self.step {
+                Some(step) => Ok(self.run(&step.room)?),
+                None => Ok(()),
+            },
+            None => Err(Error::invalid("no step was captured")),
+        }
+    }
+
     /// Reads one token behind `past` positions and gives its logits; the likeliest next token stays on the GPU.
     pub(in crate::model) fn step(&mut self, token: u32, past: usize) -> Result<Vec<f32>> {
         self.prepare(token, past)?;
-        let step = self.step.as_mut().ok_or_else(|| Error::invalid("no step was captured"))?;
-        step.graph.launch()?;
+        self.advance()?;
+        let step = self.step.as_ref().ok_or_else(|| Error::invalid("no step was captured"))?;
         Ok(step.room.logits.read()?)
     }
 
@@ -140,10 +153,10 @@ impl GpuContext {
         count: usize,
     ) -> Result<Vec<u32>> {
         self.prepare(token, past)?;
-        let step = self.step.as_mut().ok_or_else(|| Error::invalid("no step was captured"))?;
         for _ in 0..count {
-            step.graph.launch()?;
+            self.advance()?;
         }
+        let step = self.step.as_ref().ok_or_else(|| Error::invalid("no step was captured"))?;
         let history = step.room.position.history.part(past + 1..past + 1 + count).read()?;
         Ok(history.into_iter().map(i32::cast_unsigned).collect())
     }

@@ -126,8 +126,8 @@ impl Weight for Int8Weight {
         let q = self.qdata.as_slice()?;
         let scale = self.scale.as_slice::<f32>()?;
         Ok(match (scale, self.scale.shape()) {
-            ([one], _) => Some(DeviceForm::Int8 { q, scale: vec![*one; n] }),
-            (_, [_, 1]) => Some(DeviceForm::Int8 { q, scale: scale.to_vec() }),
+            ([one], _) => Some(DeviceForm::Int8 { q: q.into(), scale: vec![*one; n] }),
+            (_, [_, 1]) => Some(DeviceForm::Int8 { q: q.into(), scale: scale.to_vec() }),
             _ => None,
         })
     }

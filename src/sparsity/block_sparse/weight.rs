@@ -59,7 +59,7 @@ impl BlockSparseWeight {
         } else {
             match weight.device_form()? {
                 Some(DeviceForm::Int8 { q, scale }) => {
-                    (places.gather(q)?, Some(Tensor::new(scale, &[n])?))
+                    (places.gather(&q)?, Some(Tensor::new(scale, &[n])?))
                 }
                 _ => return Ok(None),
             }

@@ -10,7 +10,9 @@ use crate::error::{Error, Result};
 use crate::kernels::int8_linear::ROW_SUM_MAX_K;
 use crate::kernels::sparse24_linear::{self as kernel, Activation, Values};
 use crate::kernels::{Cost, Cpu, Shape, int8_activation};
-use crate::model::{DenseWeight, DeviceForm, Mask, Pattern, Sparse, Weight, check_linear};
+use crate::model::{
+    DenseWeight, DeviceForm, Mask, Pattern, Sparse, Stored as OnDevice, Weight, check_linear,
+};
 use crate::quantization::config::{Typed, dtype_from_dict, dtype_to_dict};
 use crate::quantization::stored::Stored;
 use crate::sparsity::sparse_weight;
@@ -62,7 +64,7 @@ impl SemiStructuredWeight {
         } else {
             match weight.device_form()? {
                 Some(DeviceForm::Int8 { q, scale }) => {
-                    Form::Int8 { q: kept_q(q)?, scale: Tensor::new(scale, &[n])?, dynamic: false }
+                    Form::Int8 { q: kept_q(&q)?, scale: Tensor::new(scale, &[n])?, dynamic: false }
                 }
                 Some(DeviceForm::Int8Dynamic { q, scale }) => {
                     Form::Int8 { q: kept_q(q)?, scale: Tensor::new(scale, &[n])?, dynamic: true }
@@ -264,6 +266,54 @@ impl Weight for SemiStructuredWeight {
             data["has_zero"] = zero.is_some().into();
         }
         json!({ "_type": TYPE, "_version": 1, "_data": data })
+    }
+
+    /// Compressed where a GPU multiplies it so; int8 with activations as they are is expanded, zeros and all.
+    fn device_form(&self) -> Result<Option<DeviceForm<'_>>> {
+        let (n, k) = self.shape;
+        let codes = self.codes.as_slice::<u8>()?;
+        let stored = match &self.form {
+            Form::Dense(values) if values.dtype() == DType::BF16 => {
+                let values = values.as_slice::<half::bf16>()?;
+                OnDevice::Bf16(values.iter().map(|v| v.to_bits()).collect())
+            }
+            Form::Dense(values) => {
+                let values = values.as_slice::<f32>()?.iter();
+                OnDevice::Bf16(values.map(|v| half::bf16::from_f32(*v).to_bits()).collect())
+            }
+            Form::Int8 { q, scale, dynamic: true } => OnDevice::Int8Dynamic {
+                q: q.as_slice::<i8>()?.into(),
+                scale: scale.as_slice::<f32>()?.into(),
+            },
+            Form::Int8 { q, scale, dynamic: false } => {
+                let q = kernel::expanded(q.as_slice::<i8>()?, codes, (n, k), 0);
+                let scale = scale.as_slice::<f32>()?.to_vec();
+                return Ok(Some(DeviceForm::Int8 { q: q.into(), scale }));
+            }
+            // A zero point would be there where nothing is stored, too.
+            Form::Int4 { zero: Some(_), .. } => return Ok(None),
+            Form::Int4 { q, scale, group_size, .. } if group_size.is_multiple_of(128) => {
+                OnDevice::Int4 {
+                    q: q.as_slice::<u8>()?.into(),
+                    scale: scale.as_slice::<f32>()?.into(),
+                    group_size: *group_size,
+                }
+            }
+            Form::Int4 { q, scale, group_size, .. } => {
+                let stored = kernel::unpack_int4(q.as_slice()?, k);
+                let all = kernel::expanded(&stored, codes, (n, k), 8);
+                let scale = scale.as_slice::<f32>()?;
+                let is_bf16 = |v: &f32| half::bf16::from_f32(*v).to_f32().to_bits() == v.to_bits();
+                return Ok(Some(DeviceForm::Int4 {
+                    q: all.chunks_exact(2).map(|pair| pair[0] | pair[1] << 4).collect(),
+                    scale: scale.into(),
+                    zero: vec![0.0; scale.len()].into(),
+                    group_size: *group_size,
+                    bf16: scale.iter().all(is_bf16),
+                }));
+            }
+        };
+        Ok(Some(DeviceForm::TwoOfFour { stored, codes: codes.into() }))
     }
 
     fn linear(&self, cpu: &Cpu, x: &[f32], m: usize, y: &mut [f32]) -> Result<()> {

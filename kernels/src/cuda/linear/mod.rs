@@ -1,6 +1,6 @@
 //! Linear layers on the GPU: `y (M, N) = x (M, K) · W (N, K)ᵀ`, activations in bf16, sums in f32.
 //!
-//! Formats: 4-bit groups, `(q − 8) · scale + zero` or `table[q] · scale`; int8 and e4m3 rows, `q · scale`; and bf16. Activations
+//! 2:4 weights run as [`super::sparse`] says. Formats: 4-bit groups, `(q − 8) · scale + zero` or `table[q] · scale`; int8 and e4m3 rows, `q · scale`; and bf16. Activations
 //! stay as they are or are quantized to 8 bits by token (e4m3 also all at once). One token runs in `one_token.cu` where W is packed, few
 //! in `few_tokens.cu`; both read W once and decode it in registers. More run on Hopper in `wgmma.cu`, which does the same for up to 256 tokens at a time and multiplies
 //! 8 bits by 8 bits as they are; elsewhere through cuBLASLt, weight-only formats after one pass to bf16.
@@ -14,6 +14,7 @@ mod hopper;
 mod ladder;
 mod one_token;
 mod run;
+mod semi_structured;
 mod upload;
 
 pub use choose::Tiling;
@@ -22,6 +23,7 @@ pub use ladder::{PlainInt4, Rung, run_rung};
 pub use one_token::{Input, Norm, Streaming};
 pub(super) use run::quantize_rows_into;
 
+use super::sparse::{Sparse24Linear, Stored24};
 use super::{Buffer, CudaError, CudaResult, Device};
 use crate::Shape;
 
@@ -109,6 +111,13 @@ pub enum HostWeight<'a> {
     },
     /// bf16 bits.
     Bf16(&'a [u16]),
+    /// Two of each four neighbours.
+    TwoOfFour {
+        /// Their numbers.
+        stored: Stored24<'a>,
+        /// Their places, as [`crate::sparse24_linear::codes_of`] makes them.
+        codes: &'a [u8],
+    },
 }
 
 /// Whether the first half of W's rows are gates, and what a layer gives is `silu(gate) · up`.
@@ -137,7 +146,7 @@ pub struct Linear {
     device: Device,
     n: usize,
     k: usize,
-    /// K rounded up to [`K_GRAIN`]; activations have this many columns.
+    /// K rounded up to [`K_GRAIN`], or K where W is 2:4; activations have this many columns.
     k_padded: usize,
     rows: Rows,
     data: Data,
@@ -171,6 +180,7 @@ enum Data {
     Bf16 {
         w: Buffer<u16>,
     },
+    TwoOfFour(Sparse24Linear),
 }
 
 /// Rows of a packed weight: with gate pairs, tiles of 16 are 8 gates and their partners.
@@ -197,6 +207,19 @@ impl Linear {
         }
         if rows == Rows::GatePairs && !n.is_multiple_of(2) {
             return Err(CudaError::new(format!("{n} rows are not pairs of gates")));
+        }
+        if matches!(parts.first(), Some((HostWeight::TwoOfFour { .. }, _))) {
+            let layer = semi_structured::upload(device, parts, (n, k), bias)?;
+            let data = Data::TwoOfFour(layer);
+            return Ok(Linear {
+                device: device.clone(),
+                n,
+                k,
+                k_padded: k,
+                rows,
+                data,
+                bias: None,
+            });
         }
         let k_padded = k.next_multiple_of(K_GRAIN);
         let data = upload::upload(device, parts, (n, k, k_padded), rows)?;
@@ -229,12 +252,14 @@ impl Linear {
             Data::Codes8 { packed, scale, .. } => packed.nbytes() + scale.nbytes(),
             Data::Rows8 { q, scale, .. } => q.nbytes() + scale.nbytes(),
             Data::Bf16 { w } => w.nbytes(),
+            Data::TwoOfFour(layer) => layer.nbytes(),
         }
     }
 
     /// The name of the kernel for `m` tokens.
     pub fn kernel_name(&self, m: usize) -> String {
         let w = match &self.data {
+            Data::TwoOfFour(layer) => return layer.kernel_name().to_owned(),
             Data::Codes4 { table: None, .. } => "int4",
             Data::Codes4 { .. } => "table4",
             Data::Codes8 { float8: false, .. } | Data::Rows8 { float8: None, .. } => "int8",
@@ -255,7 +280,9 @@ impl Linear {
             (Data::Rows8 { .. }, Path::Library) => {
                 "cuda-quantize-int8 + cublaslt-int8 + scale".to_owned()
             }
-            (_, Path::Library) => format!("{quantize}cuda-{w}-to-bf16 + cublaslt-bf16"),
+            (_, Path::Library | Path::Sparse) => {
+                format!("{quantize}cuda-{w}-to-bf16 + cublaslt-bf16")
+            }
         }
     }
 
@@ -272,6 +299,7 @@ enum Path {
     Few,
     Wgmma,
     Library,
+    Sparse,
 }
 
 #[cfg(test)]

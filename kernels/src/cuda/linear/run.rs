@@ -51,6 +51,7 @@ impl Linear {
     pub(super) fn path(&self, m: usize) -> Path {
         let wgmma = self.has_wgmma();
         match self.data {
+            Data::TwoOfFour(_) => Path::Sparse,
             _ if m == 1 && self.streams() => Path::One,
             Data::Bf16 { .. } if m <= FEW_BF16 => Path::Few,
             Data::Bf16 { .. } => Path::Library,
@@ -74,6 +75,9 @@ impl Linear {
             1 if self.path(1) == Path::One => return self.run_one(&Input::Bf16(x), y),
             _ => {}
         }
+        if let Data::TwoOfFour(layer) = &self.data {
+            return self.run_sparse(layer, x, m, y);
+        }
         // Held until the product is in the stream, so that no other layer's activations come between.
         let mut scratch = self.device.scratch();
         let (x, token_scale) = self.activations(&mut scratch, x, m)?;
@@ -88,7 +92,7 @@ impl Linear {
                 self.few((x, 0, 0.0), token_scale, m, y, tiling)
             }
             Path::Wgmma => self.run_wgmma(Activations { x, scale: token_scale }, m, y),
-            Path::One | Path::Library => self.run_many(x, token_scale, m, y),
+            Path::One | Path::Library | Path::Sparse => self.run_many(x, token_scale, m, y),
         }
     }
 
@@ -201,6 +205,7 @@ impl Linear {
             Data::Codes8 { packed, scale, .. } => (8, packed.address(), 0, Some(scale), 0),
             Data::Rows8 { q, scale, .. } => (8, q.address(), 0, Some(scale), 0),
             Data::Bf16 { w } => (16, w.address(), 0, None, 0),
+            Data::TwoOfFour(_) => return Err(super::no_kernel(self.n, self.k)),
         };
         let mut tiling = tiling;
         let mut defines = tiling.defines(bits);
@@ -347,7 +352,9 @@ impl Linear {
                 kernel.launch(Grid::line(packed.len().div_ceil(256), 256), &arguments)?;
             }
             Data::Bf16 { w: rows } => w.copy_from(rows)?,
-            Data::Rows8 { .. } => return Err(super::no_kernel(self.n, self.k)),
+            Data::Rows8 { .. } | Data::TwoOfFour(_) => {
+                return Err(super::no_kernel(self.n, self.k));
+            }
         }
         Ok(w)
     }
@@ -386,7 +393,7 @@ pub(in crate::cuda) fn quantize_rows_into(
 }
 
 /// `silu(gate) · up` of (M, 2 F) to (M, `ldy`) at `y`.
-fn silu_mul(
+pub(super) fn silu_mul(
     device: &Device,
     both: &Buffer<u16>,
     m: usize,

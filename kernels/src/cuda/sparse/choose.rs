@@ -21,7 +21,7 @@ pub struct Sparse24Tiling {
 
 impl Sparse24Tiling {
     /// For `m` tokens, as measured on an H100; see LOG.md.
-    pub(super) fn choose(m: usize) -> Sparse24Tiling {
+    pub(in crate::cuda) fn choose(m: usize) -> Sparse24Tiling {
         let plain = Sparse24Tiling {
             tokens: m.next_power_of_two().clamp(16, 256),
             warpgroups: 2,

@@ -3,6 +3,7 @@
 use super::{Data, Kind, Scales, Sparse24Linear, Sparse24Tiling, quantize};
 use crate::cuda::launch::int;
 use crate::cuda::linear::Output;
+use crate::cuda::memory::Scratch;
 use crate::cuda::sources::{FEW24, SPARSE24};
 use crate::cuda::{Buffer, CudaError, CudaResult, Grid};
 
@@ -59,6 +60,19 @@ impl Sparse24Linear {
         m: usize,
         y: &Output<'_>,
     ) -> CudaResult<()> {
+        // Held until the product is in the stream, so that no other layer's activations come between.
+        let mut scratch = self.device.scratch();
+        self.run_in(&mut scratch, tiling, (x, m), y)
+    }
+
+    /// The same for a caller that holds the scratch memory; takes its slots 0 and 1.
+    pub(in crate::cuda) fn run_in(
+        &self,
+        scratch: &mut Scratch,
+        tiling: Sparse24Tiling,
+        (x, m): (&Buffer<u16>, usize),
+        y: &Output<'_>,
+    ) -> CudaResult<()> {
         let wanted = (m * self.k, m * self.n);
         assert!((x.len(), y.len()) == wanted, "{} and {} are not {wanted:?}", x.len(), y.len());
         if m == 0 {
@@ -67,8 +81,6 @@ impl Sparse24Linear {
         match &self.data {
             Data::Wide { kind: Kind::Bf16, .. } => self.wide(tiling, (x.address(), 0), m, y),
             Data::Wide { kind, .. } => {
-                // Held until the product is in the stream, so that no other layer's activations come between.
-                let mut scratch = self.device.scratch();
                 let scale: Buffer<f32> = scratch.take(&self.device, 0, m)?;
                 let q: Buffer<u8> = scratch.take(&self.device, 1, m * self.k)?;
                 quantize(&self.device, *kind, x, self.k, (&q, &scale))?;

@@ -2,7 +2,7 @@
 
 use super::{assert_close, device, from_bf16, poisoned_bf16, poisoned_f32, to_bf16};
 use crate::cuda::Device;
-use crate::cuda::linear::Output;
+use crate::cuda::linear::{HostWeight, Linear, Output, Rows};
 use crate::cuda::sparse::{Sparse24Linear, Sparse24Tiling, Stored24};
 use crate::sample::Sample;
 use crate::sparse24_linear::{codes_of, kept_of, pack_int4};
@@ -221,6 +221,107 @@ fn every_tiling_gives_the_same() {
             check(&device, &case, 290, &mut sample, Some(tiling));
         }
     }
+}
+
+/// Stored numbers of a 2:4 weight and their places.
+struct Owned {
+    codes: Vec<u8>,
+    bf16: Vec<u16>,
+    bytes: Vec<u8>,
+    int8: Vec<i8>,
+    scale: Vec<f32>,
+}
+
+impl Owned {
+    fn new(sample: &mut Sample, kind: Kind, (n, k): (usize, usize)) -> Owned {
+        let firsts: Vec<usize> = (0..n * k / 4).map(|_| sample.below(4) as usize).collect();
+        let keeps = |row: usize, column: usize| {
+            let first = firsts[row * (k / 4) + column / 4];
+            column % 4 == first || column % 4 == (first + 1 + row % 3) % 4
+        };
+        let codes = codes_of(keeps, (n, k)).expect("2:4");
+        let number = |byte: u8| if byte & 0x7f == 0x7f { byte ^ 1 } else { byte };
+        let drawn: Vec<u8> = (0..n * k / 2).map(|_| sample.bits().to_le_bytes()[6]).collect();
+        let (bytes, scales) = match kind {
+            Kind::Int4 { group, .. } => {
+                let q: Vec<u8> = drawn.iter().map(|byte| byte & 15).collect();
+                (pack_int4(&q, k), n * k / group)
+            }
+            _ => (drawn.iter().map(|byte| number(*byte)).collect(), n),
+        };
+        Owned {
+            codes,
+            bf16: to_bf16(&sample.vec(n * k / 2, 0.3)),
+            bytes,
+            int8: drawn.iter().map(|byte| byte.cast_signed()).collect(),
+            scale: sample.vec(scales, 0.02).iter().map(|v| v.abs() + 0.001).collect(),
+        }
+    }
+
+    fn stored(&self, kind: Kind) -> Stored24<'_> {
+        match kind {
+            Kind::Bf16 => Stored24::Bf16(&self.bf16),
+            Kind::Int8 => Stored24::Int8Dynamic { q: &self.int8, scale: &self.scale },
+            Kind::Float8 => Stored24::Float8Dynamic { q: &self.bytes, scale: &self.scale },
+            Kind::Int4 { group, .. } => {
+                Stored24::Int4 { q: &self.bytes, scale: &self.scale, group_size: group }
+            }
+        }
+    }
+}
+
+#[test]
+fn parts_under_one_another_give_what_each_gives_and_gates_are_multiplied() {
+    let Some(device) = device() else { return };
+    let mut sample = Sample(0x24_0004);
+    let (n, k) = (72, 256);
+    for kind in [Kind::Int4 { group: 128, bf16: false }, Kind::Bf16, Kind::Int8, Kind::Float8] {
+        if !matches!(kind, Kind::Int4 { .. }) && !device.has_wgmma() {
+            println!("skipped: {} has no wgmma", device.name());
+            continue;
+        }
+        let parts = [(); 2].map(|()| Owned::new(&mut sample, kind, (n, k)));
+        let host = parts.each_ref().map(|part| {
+            (HostWeight::TwoOfFour { stored: part.stored(kind), codes: &part.codes }, n)
+        });
+        let layer = |rows| Linear::new(&device, &host, k, rows, None).expect("a layer");
+        let (plain, gates) = (layer(Rows::Plain), layer(Rows::GatePairs));
+        assert!(plain.kernel_name(1).contains("24"), "{}", plain.kernel_name(1));
+        for m in [1, 5, 40] {
+            let x = device.upload(&to_bf16(&sample.vec(m * k, 1.0))).expect("x");
+            let each = parts.each_ref().map(|part| {
+                let stored = (part.stored(kind), part.codes.as_slice());
+                let layer = Sparse24Linear::new(&device, stored, (n, k), None).expect("a layer");
+                let y = poisoned_bf16(&device, m * n);
+                layer.run(&x, m, &Output::Bf16(&y)).expect("a run");
+                from_bf16(&y.read().expect("y"))
+            });
+            let both = poisoned_bf16(&device, m * 2 * n);
+            plain.run(&x, m, &Output::Bf16(&both)).expect("a run");
+            let both = from_bf16(&both.read().expect("y"));
+            let wanted: Vec<f64> = (0..m)
+                .flat_map(|i| each.iter().flat_map(move |y| &y[i * n..][..n]))
+                .copied()
+                .collect();
+            assert_close(&format!("{kind:?} M = {m}"), &both, &wanted, |i| {
+                wanted[i].abs() * 2f64.powi(-7) + 1e-6
+            });
+            let y = poisoned_bf16(&device, m * n);
+            gates.run(&x, m, &Output::Bf16(&y)).expect("a run");
+            let silu = |v: f64| v / (1.0 + (-v).exp());
+            let wanted: Vec<f64> =
+                each[0].iter().zip(&each[1]).map(|(gate, up)| silu(*gate) * up).collect();
+            let y = from_bf16(&y.read().expect("y"));
+            assert_close(&format!("gates, {kind:?} M = {m}"), &y, &wanted, |i| {
+                wanted[i].abs() * 2f64.powi(-5) + 1e-3
+            });
+        }
+    }
+    let [odd, even] = [Kind::Bf16, Kind::Int8].map(|kind| Owned::new(&mut sample, kind, (n, k)));
+    let host = [(odd.stored(Kind::Bf16), &odd), (even.stored(Kind::Int8), &even)]
+        .map(|(stored, part)| (HostWeight::TwoOfFour { stored, codes: &part.codes }, n));
+    let error = Linear::new(&device, &host, k, Rows::Plain, None).expect_err("unlike parts");
+    assert!(error.to_string().contains("differ"), "{error}");
 }
 
 #[test]
