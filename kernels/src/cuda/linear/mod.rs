@@ -259,7 +259,7 @@ impl Linear {
     /// The name of the kernel for `m` tokens.
     pub fn kernel_name(&self, m: usize) -> String {
         let w = match &self.data {
-            Data::TwoOfFour(layer) => return layer.kernel_name().to_owned(),
+            Data::TwoOfFour(layer) => return layer.kernel_name(m).to_owned(),
             Data::Codes4 { table: None, .. } => "int4",
             Data::Codes4 { .. } => "table4",
             Data::Codes8 { float8: false, .. } | Data::Rows8 { float8: None, .. } => "int8",

@@ -1,11 +1,11 @@
 //! Linear layers whose weight is 2:4, by sparse tensor cores: `y (M, N) = x (M, K) · W (N, K)ᵀ`, x in bf16, sums in f32 (int8: exact).
 //!
 //! bf16, int8 and e4m3 run on Hopper (`sparse24.cu`), activations as they are or quantized to the weight's type by token; int4, `(q − 8) · scale`, runs
-//! everywhere (`few24.cu`), up to 64 tokens at a time.
+//! everywhere (`few24.cu`), up to 64 tokens at a time; on Hopper more than 32 tokens read it as bf16, after one pass.
 //! A weight comes as [`crate::sparse24_linear`] keeps it, stored numbers and codes of three bits, and is packed on the GPU (`pack24.cu`): a
 //! stored zero stays stored.
 //! Error against the formula in f64 with x as rounded to bf16 or to its codes: as [`super::linear`]: K · 2⁻²² · Σ|x·w| and the result's own rounding;
-//! e4m3 by e4m3: 2⁻¹⁰ · Σ|x·w|.
+//! e4m3 by e4m3: 2⁻¹⁰ · Σ|x·w|; int4 read as bf16: 2⁻⁹ · Σ|x·w| (W is rounded once).
 //! Source: PTX's `wgmma.mma_async.sp` and `mma.sp`; the order of the places is theirs, the code our own.
 
 mod choose;
@@ -84,6 +84,14 @@ enum Scales {
 }
 
 impl Scales {
+    /// Where they lie, and whether they are f32.
+    fn address(&self) -> (u64, bool) {
+        match self {
+            Scales::Bf16(scale) => (scale.address(), false),
+            Scales::F32(scale) => (scale.address(), true),
+        }
+    }
+
     fn nbytes(&self) -> usize {
         match self {
             Scales::Bf16(scale) => scale.nbytes(),
@@ -146,12 +154,13 @@ impl Sparse24Linear {
         }
     }
 
-    /// The name of the kernel.
-    pub fn kernel_name(&self) -> &'static str {
+    /// The name of the kernel for `m` tokens.
+    pub fn kernel_name(&self, m: usize) -> &'static str {
         match &self.data {
             Data::Wide { kind: Kind::Bf16, .. } => "cuda-24-bf16xbf16-wgmma",
             Data::Wide { kind: Kind::Int8, .. } => "cuda-quantize-int8 + cuda-24-int8xint8-wgmma",
             Data::Wide { .. } => "cuda-quantize-e4m3 + cuda-24-e4m3xe4m3-wgmma",
+            Data::Int4 { .. } if self.widens(m) => "cuda-24-int4-to-bf16 + cuda-24-bf16xbf16-wgmma",
             Data::Int4 { .. } => "cuda-24-int4xbf16-mma",
         }
     }

@@ -1,10 +1,10 @@
 //! Running a 2:4 layer.
 
-use super::{Data, Kind, Scales, Sparse24Linear, Sparse24Tiling, quantize};
+use super::{Data, Kind, ROW_GRAIN, Sparse24Linear, Sparse24Tiling, quantize};
 use crate::cuda::launch::int;
 use crate::cuda::linear::Output;
 use crate::cuda::memory::Scratch;
-use crate::cuda::sources::{FEW24, SPARSE24};
+use crate::cuda::sources::{FEW24, PACK24, SPARSE24};
 use crate::cuda::{Buffer, CudaError, CudaResult, Grid};
 
 /// Bytes of x that a block of every GPU may have in shared memory, and one of Hopper.
@@ -46,6 +46,17 @@ impl FewTiling {
     }
 }
 
+/// More tokens than this read int4 as bf16 once, where the tensor cores of Hopper multiply it: `few24.cu` would read it several times.
+const FEW: usize = 32;
+
+/// A weight in the order of `sparse24.cu`.
+struct Wide<'a> {
+    kind: Kind,
+    packed: &'a Buffer<u8>,
+    scale: Option<&'a Buffer<f32>>,
+    pieces: usize,
+}
+
 impl Sparse24Linear {
     /// `y = x · Wᵀ (+ bias)`; x is (M, K) bf16.
     pub fn run(&self, x: &Buffer<u16>, m: usize, y: &Output<'_>) -> CudaResult<()> {
@@ -79,46 +90,88 @@ impl Sparse24Linear {
             return Ok(());
         }
         match &self.data {
-            Data::Wide { kind: Kind::Bf16, .. } => self.wide(tiling, (x.address(), 0), m, y),
-            Data::Wide { kind, .. } => {
+            Data::Wide { kind: kind @ Kind::Bf16, packed, pieces, .. } => {
+                let weight = Wide { kind: *kind, packed, scale: None, pieces: *pieces };
+                self.wide(&weight, tiling, (x.address(), 0), m, y)
+            }
+            Data::Wide { kind, packed, scale: row_scale, pieces } => {
                 let scale: Buffer<f32> = scratch.take(&self.device, 0, m)?;
                 let q: Buffer<u8> = scratch.take(&self.device, 1, m * self.k)?;
                 quantize(&self.device, *kind, x, self.k, (&q, &scale))?;
-                self.wide(tiling, (q.address(), scale.address()), m, y)
+                let weight =
+                    Wide { kind: *kind, packed, scale: row_scale.as_ref(), pieces: *pieces };
+                self.wide(&weight, tiling, (q.address(), scale.address()), m, y)
+            }
+            Data::Int4 { .. } if self.widens(m) => {
+                let pieces = self.k.div_ceil(128) * 2;
+                let tiles = self.n.next_multiple_of(ROW_GRAIN) / 64;
+                let len = tiles * pieces * Kind::Bf16.piece();
+                let packed: Buffer<u8> = scratch.take(&self.device, 1, len)?;
+                self.unpack(&packed, (tiles, pieces))?;
+                let weight = Wide { kind: Kind::Bf16, packed: &packed, scale: None, pieces };
+                self.wide(&weight, tiling, (x.address(), 0), m, y)
             }
             Data::Int4 { .. } => self.few(x, m, y),
         }
     }
 
+    /// Whether int4 is multiplied as bf16.
+    pub(super) fn widens(&self, m: usize) -> bool {
+        m > FEW && self.device.has_wgmma()
+    }
+
+    /// Int4 to bf16 pieces.
+    fn unpack(&self, to: &Buffer<u8>, (tiles, pieces): (usize, usize)) -> CudaResult<()> {
+        let Data::Int4 { packed, scale, group } = &self.data else { return Ok(()) };
+        let (scale, is_f32) = scale.address();
+        let kernel = self.device.kernel(&PACK24, &[], "unpack24_int4")?;
+        let grid = Grid { blocks: (pieces, tiles, 1), threads: 64, shared: 0 };
+        kernel.launch(
+            grid,
+            &[
+                packed.into(),
+                scale.into(),
+                to.into(),
+                int(self.n),
+                int(self.k),
+                int(pieces),
+                int(group / 128),
+                int(self.k / group),
+                int(usize::from(is_f32)),
+            ],
+        )
+    }
+
     /// x and the scales of its tokens, by their addresses.
     fn wide(
         &self,
+        weight: &Wide<'_>,
         tiling: Sparse24Tiling,
         (x, token_scale): (u64, u64),
         m: usize,
         y: &Output<'_>,
     ) -> CudaResult<()> {
-        let Data::Wide { kind, packed, scale, pieces } = &self.data else { return Ok(()) };
+        let Wide { kind, packed, scale, pieces } = *weight;
         let device = &self.device;
-        let element = if *kind == Kind::Bf16 { 2 } else { 1 };
+        let element = if kind == Kind::Bf16 { 2 } else { 1 };
         let map = device.tensor_map(x, (m, self.k), element, tiling.tokens / tiling.share)?;
         let row_tiles = self.n.div_ceil(64 * tiling.warpgroups).div_ceil(tiling.share);
         let tiles = row_tiles * m.div_ceil(tiling.tokens);
         let most = (device.multiprocessors() * tiling.blocks / tiling.share).max(1);
         let grid = Grid::line(tiles.min(most) * tiling.share, 128 * (tiling.warpgroups + 1));
-        let kernel = device.kernel(&SPARSE24, &tiling.defines(*kind), "sparse24_linear")?;
+        let kernel = device.kernel(&SPARSE24, &tiling.defines(kind), "sparse24_linear")?;
         kernel.launch(
-            grid.shared(tiling.shared(*kind)),
+            grid.shared(tiling.shared(kind)),
             &[
                 map.into(),
                 packed.into(),
-                scale.as_ref().into(),
+                scale.into(),
                 token_scale.into(),
                 self.bias.as_ref().into(),
                 y.address().into(),
                 int(m),
                 int(self.n),
-                int(*pieces),
+                int(pieces),
                 int(self.n),
                 int(epilogue(y)),
             ],
@@ -139,10 +192,7 @@ impl Sparse24Linear {
         // A pass reads W once.
         let most = [64, 32, 16, 8].into_iter().find(|tokens| tokens * token_bytes <= room);
         let pass = most.unwrap_or(room / token_bytes).min(m);
-        let (scale, is_f32) = match scale {
-            Scales::Bf16(scale) => (scale.address(), false),
-            Scales::F32(scale) => (scale.address(), true),
-        };
+        let (scale, is_f32) = scale.address();
         let size = if matches!(y, Output::Bf16(_)) { 2 } else { 4 };
         for first in (0..m).step_by(pass) {
             let tokens = pass.min(m - first);
