@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use aolab_kernels::cuda::Device;
 use clap::{FromArgMatches as _, Subcommand as _};
 use regex::Regex;
 
@@ -261,6 +262,7 @@ fn tell(
 ) -> Result<()> {
     let (mut kept, mut all, mut quantized) = (0, 0, 0);
     let (mut work_before, mut work_after) = (Work::default(), Work::default());
+    let sparse_cores = session.device().is_some_and(Device::has_wgmma);
     for layer in report.layers.iter().filter(|layer| layer.skipped.is_none()) {
         if let Some(sparse) = sparse_of(&model.linear(&layer.fqn)?.weight) {
             kept += sparse.mask()?.kept();
@@ -268,8 +270,8 @@ fn tell(
         }
         let was = was.linear(&layer.fqn)?.weight.as_ref();
         quantized += usize::from(!was.meta().is_null() && was.as_sparse().is_none());
-        work_before.add(was);
-        work_after.add(model.linear(&layer.fqn)?.weight.as_ref());
+        work_before.add(was, sparse_cores);
+        work_after.add(model.linear(&layer.fqn)?.weight.as_ref(), sparse_cores);
     }
     let (before, after) = report.nbytes();
     session.note(&format!(

@@ -123,6 +123,11 @@ impl SemiStructuredWeight {
         SemiStructuredWeight { form, codes, dtype, shape }
     }
 
+    /// Whether a value beside each scale has to be added.
+    pub(crate) fn has_zero_points(&self) -> bool {
+        matches!(self.form, Form::Int4 { zero: Some(_), .. })
+    }
+
     /// Whether the values are as they came, not quantized.
     pub(crate) fn is_dense(&self) -> bool {
         matches!(self.form, Form::Dense(_))
