@@ -76,35 +76,33 @@ extern "C" __global__ void pack24_int4(const u8* q, const u8* codes, u8* to, int
   }
 }
 
-// W for few24.cu to bf16 pieces for sparse24.cu: (q − 8) · scale, rounded once, and the places as they are. One block a piece of 64 rows by 64
-// columns, one thread a row.
-extern "C" __global__ void unpack24_int4(const u8* W, const void* scale, u8* to, int n, int k, int pieces, int per_group, int scales, int is_f32) {
+// W for few24.cu to bf16 pieces for sparse24.cu: (q − 8) · scale, rounded once, and the places as they are. One block of 256 a piece of 64 rows by
+// 64 columns: four threads a row, each eight stored numbers, so that a warp writes 512 bytes in a row.
+extern "C" __global__ void __launch_bounds__(256) unpack24_int4(const u8* W, const void* scale, u8* to, int n, int k, int pieces, int per_group, int scales, int is_f32) {
   wait_for_previous();
-  const int piece = blockIdx.x, r = threadIdx.x, row = blockIdx.y * 64 + r, groups = (k + 127) / 128, group = piece >> 1;
-  const int h = r >> 3 & 1, g = r & 7, tile = row >> 4;
+  const int piece = blockIdx.x, r = threadIdx.x >> 2, place = threadIdx.x & 3, row = blockIdx.y * 64 + r, groups = (k + 127) / 128, group = piece >> 1;
+  // Sixteen bytes lie where the swizzle of 64 bytes puts them.
+  const int h = r >> 3 & 1, g = r & 7, tile = row >> 4, c = place ^ (r >> 1 & 3);
   u8* out = to + ((size_t)blockIdx.y * pieces + piece) * 4608;
   const bool there = row < n && group < groups;
   const u8* from = W + ((size_t)tile * groups + group) * 768;
-  float by = 0.f;
+  u32 words[4] = {0, 0, 0, 0}, places = places_of(0) * 0x1111;
   if (there) {
     const size_t at = ((size_t)tile * scales + group / per_group) * 16 + (r & 15);
-    by = is_f32 ? ((const float*)scale)[at] : bf16_to_f32(((const u16*)scale)[at]);
-  }
-#pragma unroll
-  for (int c = 0; c < 4; ++c) {
-    // Stored numbers 8 c to 8 c + 7 of the piece: one half of step `step` of the group, of each lane two.
+    const float by = is_f32 ? __ldg((const float*)scale + at) : bf16_to_f32(__ldg((const u16*)scale + at));
+    // Stored numbers 8 c to 8 c + 7 of the piece are one half of step `step` of the group, of each lane two.
     const int step = (piece & 1) * 2 + (c >> 1);
-    u32 words[4];
+    u32 codes[4];
+#pragma unroll
+    for (int t = 0; t < 4; ++t) codes[t] = __ldg((const u32*)from + (g * 4 + t) * 4 + step);
+    places = __ldg((const u32*)(from + 512) + (g * 4 + place) * 2 + (piece & 1)) >> (16 * h) & 0xffff;
 #pragma unroll
     for (int t = 0; t < 4; ++t) {
-      const u32 codes = there ? ((const u32*)from)[(g * 4 + t) * 4 + step] >> (4 * (h | (c & 1) << 1)) : 0;
-      const u16 low = f32_to_bf16(((float)(int)(codes & 15) - 8.f) * by), high = f32_to_bf16(((float)(int)(codes >> 16 & 15) - 8.f) * by);
-      words[t] = there ? (u32)low | (u32)high << 16 : 0;
+      const u32 two = codes[t] >> (4 * (h | (c & 1) << 1));
+      const u16 low = f32_to_bf16(((float)(int)(two & 15) - 8.f) * by), high = f32_to_bf16(((float)(int)(two >> 16 & 15) - 8.f) * by);
+      words[t] = (u32)low | (u32)high << 16;
     }
-    *(uint4*)(out + r * 64 + ((c ^ (r >> 1 & 3)) << 4)) = make_uint4(words[0], words[1], words[2], words[3]);
   }
-  for (int j = 0; j < 4; ++j) {
-    const u32 places = there ? ((const u32*)(from + 512))[(g * 4 + j) * 2 + (piece & 1)] >> (16 * h) & 0xffff : places_of(0) * 0x1111;
-    ((u16*)(out + 4096))[((r >> 4) * 32 + g * 4 + j) * 2 + h] = (u16)places;
-  }
+  *(uint4*)(out + r * 64 + (place << 4)) = make_uint4(words[0], words[1], words[2], words[3]);
+  ((u16*)(out + 4096))[((r >> 4) * 32 + g * 4 + place) * 2 + h] = (u16)places;
 }

@@ -125,7 +125,7 @@ impl Sparse24Linear {
         let Data::Int4 { packed, scale, group } = &self.data else { return Ok(()) };
         let (scale, is_f32) = scale.address();
         let kernel = self.device.kernel(&PACK24, &[], "unpack24_int4")?;
-        let grid = Grid { blocks: (pieces, tiles, 1), threads: 64, shared: 0 };
+        let grid = Grid { blocks: (pieces, tiles, 1), threads: 256, shared: 0 };
         kernel.launch(
             grid,
             &[
