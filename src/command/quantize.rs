@@ -452,6 +452,8 @@ pub(super) fn words_of(value_name: &str) -> &'static [&'static str] {
         "INTX_FORMAT" => &["unpacked-to-int8", "opaque-torchao-auto"],
         "FLOAT8_INT4_FORMAT" => &["preshuffled", "plain"],
         "TABLE_BLOCK" => &["2,-1", "-1,64", "-1,-1"],
+        "ACTIVATION_GROUPS" => &["per-token", "per-tensor", "32"],
+        "SETTING" => &["min-max", "mse", "activation-loss"],
         "CODE_BLOCK" => &["1,1", "1,4"],
         "DTYPE" => &["f32", "bf16", "f16"],
         "FLOAT8" => &["float8_e4m3fn", "float8_e5m2"],

@@ -56,6 +56,12 @@ pub(crate) fn db(wanted: &[f32], got: &[f32]) -> f64 {
 }
 
 impl Inputs {
+    /// The same weight in another dtype.
+    pub(crate) fn rounded_to(self, dtype: DType) -> Inputs {
+        let weight = self.weight.dequantize().and_then(|w| w.to_dtype(dtype)).expect("rows");
+        Inputs { weight: DenseWeight::shared(weight).expect("dense"), ..self }
+    }
+
     pub(crate) fn run(&self, weight: &dyn Weight, cpu: &Cpu) -> Vec<f32> {
         let [m, n, _] = self.shape;
         let mut y = vec![f32::NAN; m * n];
@@ -103,6 +109,10 @@ pub(crate) fn word(class: &str, name: &str) -> Json {
 
 pub(crate) fn group(size: usize) -> Json {
     json!({ "_type": "PerGroup", "_version": 1, "_data": { "group_size": size } })
+}
+
+pub(crate) fn axis(axis: i64) -> Json {
+    json!({ "_type": "PerAxis", "_version": 1, "_data": { "axis": axis } })
 }
 
 pub(crate) fn per(name: &str) -> Json {

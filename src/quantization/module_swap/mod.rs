@@ -10,21 +10,31 @@
 //! - `activation-loss`: the same with the mean square of the layer's outputs on a text, `dᵀ · H · d` of a row's error d and the
 //!   inputs' second moments H. torchao's `progressive` inputs, of layers that were quantized before, are `--sequential`.
 //!
-//! torchao tries a factor of 0 too, which divides by zero and never wins.
+//! torchao tries a factor of 0 too, which divides by zero and never wins. Its recipe's other parts: `weight_codebook` (codes of one
+//! codebook, see `codebook.rs`), and inputs and results that are rounded at every call, or between the extremes that a
+//! text gave (`rounding.rs`). Embeddings are `quantize embedding`.
 
+mod codebook;
+mod layer;
+mod observer;
+mod options;
 mod range;
+mod rounding;
 
-use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
+use self::layer::SwappedLayer;
+use self::observer::Watch;
+pub use self::options::{QuantizationMode, RangeSetting};
 use self::range::Grid;
+pub use self::rounding::ActivationGroups;
+use self::rounding::Rounding;
 use super::Recipe;
 use super::calibration::{Calibrated, Hessian, LayerObserver, check_original, not_without_inputs};
-use super::config::{Typed, enum_from_word, to_dict};
+use super::config::{Typed, to_dict};
 use super::packed::{Activations, Codec, Kind, PackedWeight, Parts, Zeros};
 use super::stored::Stored;
 use super::workflows::Workflow;
@@ -32,65 +42,6 @@ use crate::error::{Error, Result};
 use crate::kernels::Cpu;
 use crate::model::Weight;
 use crate::tensor::Tensor;
-
-/// How a range is set.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[serde(rename_all = "kebab-case")]
-pub enum RangeSetting {
-    /// From the extremes.
-    MinMax,
-    /// Shrunk to where the weight's error is least.
-    #[default]
-    Mse,
-    /// Shrunk to where the error of the layer's outputs is least.
-    ActivationLoss,
-}
-
-/// Whether codes have a sign.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-pub enum QuantizationMode {
-    /// Codes about zero.
-    #[default]
-    Symmetric,
-    /// Codes from the smallest number on.
-    Asymmetric,
-}
-
-const SETTINGS: [(&str, RangeSetting); 3] = [
-    ("MIN_MAX", RangeSetting::MinMax),
-    ("MSE", RangeSetting::Mse),
-    ("ACTIVATION_LOSS", RangeSetting::ActivationLoss),
-];
-
-const MODES: [(&str, QuantizationMode); 2] =
-    [("SYMMETRIC", QuantizationMode::Symmetric), ("ASYMMETRIC", QuantizationMode::Asymmetric)];
-
-impl FromStr for RangeSetting {
-    type Err = Error;
-
-    fn from_str(word: &str) -> Result<RangeSetting> {
-        enum_from_word(word, "a range setting", &SETTINGS)
-    }
-}
-
-impl FromStr for QuantizationMode {
-    type Err = Error;
-
-    fn from_str(word: &str) -> Result<QuantizationMode> {
-        enum_from_word(word, "a quantization mode", &MODES)
-    }
-}
-
-impl fmt::Display for RangeSetting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            RangeSetting::MinMax => "min-max",
-            RangeSetting::Mse => "mse",
-            RangeSetting::ActivationLoss => "activation-loss",
-        })
-    }
-}
 
 /// Weights of 2 to 8 bits whose range is set by what it costs.
 #[derive(clap::Args, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -103,7 +54,7 @@ pub struct QuantizationRecipe {
     #[arg(long, value_name = "SIZE")]
     pub weight_group_size: Option<usize>,
     /// Symmetric or asymmetric
-    #[arg(long, default_value = "symmetric", value_name = "MODE")]
+    #[arg(long, default_value = "symmetric", value_name = "MAPPING")]
     pub weight_quantization_mode: QuantizationMode,
     /// Min-max, mse or activation-loss, which reads a text first
     #[arg(long, default_value = "mse", value_name = "SETTING")]
@@ -117,6 +68,27 @@ pub struct QuantizationRecipe {
     /// Take the inputs that the quantized blocks before give, not the original model's
     #[arg(long)]
     pub sequential: bool,
+    /// Codes of one codebook by k-means, of 2^(bits · dim) entries
+    #[arg(long)]
+    pub weight_codebook: bool,
+    /// How many neighbours of a row are one code of the codebook
+    #[arg(long, default_value_t = 1, requires = "weight_codebook", value_name = "COUNT")]
+    pub codebook_dim: usize,
+    /// Round the layer's inputs
+    #[arg(long)]
+    pub input_quantization: bool,
+    /// Round the layer's results
+    #[arg(long)]
+    pub output_quantization: bool,
+    /// Bits of a rounded activation: 2 to 16
+    #[arg(long, default_value_t = 8, value_name = "BITS")]
+    pub activation_bits: u32,
+    /// Which activations share a range: per-token, per-tensor or SIZE
+    #[arg(long, default_value = "per-token", value_name = "ACTIVATION_GROUPS")]
+    pub activation_group_size: ActivationGroups,
+    /// Look at each call's own range; false takes one that a text gave
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub dynamic_activations: bool,
 }
 
 impl Default for QuantizationRecipe {
@@ -129,6 +101,13 @@ impl Default for QuantizationRecipe {
             num_points: 100,
             norm: 2.0,
             sequential: false,
+            weight_codebook: false,
+            codebook_dim: 1,
+            input_quantization: false,
+            output_quantization: false,
+            activation_bits: 8,
+            activation_group_size: ActivationGroups::PerToken,
+            dynamic_activations: true,
         }
     }
 }
@@ -197,6 +176,9 @@ impl Fields {
 }
 
 fn read_weight(typed: &Typed<'_>, stored: Stored) -> Result<Arc<dyn Weight>> {
+    if typed.object()?.contains_key("inner") {
+        return Ok(Arc::new(SwappedLayer::read(typed, stored)?));
+    }
     let names = ["weight_bits", "group_size", "weight_quantization_mode", "range_setting"];
     let read = |fields: &Map<String, Json>, _: (usize, usize)| {
         let fields: Fields = serde_json::from_value(Json::Object(fields.clone()))
@@ -224,14 +206,31 @@ impl QuantizationRecipe {
         if !(self.norm > 0.0 && self.norm.is_finite()) {
             return Err(Error::invalid(format!("norm is {}; wanted more than 0", self.norm)));
         }
-        if self.sequential && self.range_setting != RangeSetting::ActivationLoss {
-            return Err(Error::invalid("sequential belongs to range_setting activation-loss"));
+        if self.sequential && self.calibrated().is_none() {
+            return Err(Error::invalid(
+                "sequential belongs to a recipe that reads a text: range_setting activation-loss, \
+                 or dynamic_activations false",
+            ));
+        }
+        if self.weight_codebook && self.range_setting == RangeSetting::ActivationLoss {
+            return Err(Error::invalid(
+                "a codebook has no range to set; leave range_setting activation-loss out",
+            ));
+        }
+        if !self.weight_codebook && self.codebook_dim != 1 {
+            return Err(Error::invalid("codebook_dim belongs to weight_codebook"));
+        }
+        if !self.dynamic_activations && self.activation_group_size == ActivationGroups::PerToken {
+            return Err(Error::invalid(
+                "a range that is fixed before tokens are known is one for all: \
+                 activation_group_size per-tensor belongs to dynamic_activations false",
+            ));
         }
         Ok(())
     }
 
     /// The weight with its ranges set; `hessian` where outputs decide.
-    fn set(
+    fn weight(
         &self,
         cpu: &Cpu,
         weight: &dyn Weight,
@@ -239,6 +238,9 @@ impl QuantizationRecipe {
     ) -> Result<Arc<dyn Weight>> {
         let (n, k) = weight.shape();
         self.check((n, k))?;
+        if self.weight_codebook {
+            return codebook::quantize(cpu, weight, self.weight_bits, self.codebook_dim);
+        }
         let group_size = self.weight_group_size.unwrap_or(k);
         let symmetric = self.weight_quantization_mode == QuantizationMode::Symmetric;
         let w = weight.dequantize()?.to_f32_vec();
@@ -267,6 +269,28 @@ impl QuantizationRecipe {
         let (shape, dtype) = (((n, k), fields.codec()), weight.dtype());
         Ok(Arc::new(PackedWeight::new(cpu, KIND, shape, &parts, dtype, about)?))
     }
+
+    /// `weight` between the roundings of its inputs and results; a text's extremes of both, if it gave some.
+    fn rounded(
+        &self,
+        weight: Arc<dyn Weight>,
+        input: Option<(f32, f32)>,
+        output: Option<(f32, f32)>,
+    ) -> Result<Arc<dyn Weight>> {
+        if !(self.weight_codebook || self.input_quantization || self.output_quantization) {
+            return Ok(weight);
+        }
+        let (bits, groups) = (self.activation_bits, self.activation_group_size);
+        let rounding = |range| Rounding { bits, groups, range };
+        let input = self.input_quantization.then(|| rounding(input));
+        let output = self.output_quantization.then(|| rounding(output));
+        Ok(Arc::new(SwappedLayer::new(weight, input, output)?))
+    }
+
+    /// Whether a text gives the ranges of activations.
+    fn fixes_activations(&self) -> bool {
+        !self.dynamic_activations && (self.input_quantization || self.output_quantization)
+    }
 }
 
 impl Recipe for QuantizationRecipe {
@@ -278,8 +302,21 @@ impl Recipe for QuantizationRecipe {
         to_dict(TYPE, VERSION, self)
     }
 
-    fn check(&self, (_, k): (usize, usize)) -> Result<()> {
+    fn check(&self, (n, k): (usize, usize)) -> Result<()> {
         self.check_options()?;
+        if self.weight_codebook {
+            codebook::check((n, k), self.weight_bits, self.codebook_dim)?;
+        }
+        let rounding = Rounding {
+            bits: self.activation_bits,
+            groups: self.activation_group_size,
+            range: None,
+        };
+        for (given, width) in [(self.input_quantization, k), (self.output_quantization, n)] {
+            if given {
+                rounding.check(width)?;
+            }
+        }
         match self.weight_group_size {
             Some(group) if group == 0 || !k.is_multiple_of(group) => Err(Error::invalid(format!(
                 "K = {k} is not a multiple of weight_group_size {group}; leave it out for a scale a row"
@@ -289,14 +326,15 @@ impl Recipe for QuantizationRecipe {
     }
 
     fn quantize(&self, cpu: &Cpu, weight: &dyn Weight) -> Result<Arc<dyn Weight>> {
-        if self.range_setting == RangeSetting::ActivationLoss {
+        if self.calibrated().is_some() {
             return Err(not_without_inputs(WORKFLOW.name));
         }
-        self.set(cpu, weight, None)
+        self.rounded(self.weight(cpu, weight, None)?, None, None)
     }
 
     fn calibrated(&self) -> Option<&dyn Calibrated> {
-        (self.range_setting == RangeSetting::ActivationLoss).then_some(self as &dyn Calibrated)
+        let reads = self.range_setting == RangeSetting::ActivationLoss || self.fixes_activations();
+        reads.then_some(self as &dyn Calibrated)
     }
 }
 
@@ -304,29 +342,10 @@ impl Calibrated for QuantizationRecipe {
     fn prepare(&self, _fqn: &str, weight: &Arc<dyn Weight>) -> Result<Box<dyn LayerObserver>> {
         check_original(WORKFLOW.name, weight.as_ref())?;
         self.check(weight.shape())?;
-        let hessian = Hessian::new(weight.shape().1);
-        Ok(Box::new(RangeObserver { config: self.clone(), weight: Arc::clone(weight), hessian }))
+        Ok(Box::new(Watch::new(self, weight)))
     }
 
     fn sequential(&self) -> bool {
         self.sequential
-    }
-}
-
-/// Gathers second moments, then sets ranges.
-#[derive(Debug)]
-struct RangeObserver {
-    config: QuantizationRecipe,
-    weight: Arc<dyn Weight>,
-    hessian: Hessian,
-}
-
-impl LayerObserver for RangeObserver {
-    fn observe(&mut self, cpu: &Cpu, x: &[f32]) -> Result<()> {
-        self.hessian.update(cpu, x)
-    }
-
-    fn convert(&mut self, cpu: &Cpu) -> Result<Arc<dyn Weight>> {
-        self.config.set(cpu, self.weight.as_ref(), Some(&self.hessian))
     }
 }

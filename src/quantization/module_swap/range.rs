@@ -171,11 +171,11 @@ fn least(factors: &[f32], loss: &mut dyn FnMut(f32) -> f64) -> f32 {
     best
 }
 
-fn at_least(scale: f32) -> f32 {
+pub(super) fn at_least(scale: f32) -> f32 {
     if scale < EPS { EPS } else { scale }
 }
 
-fn clamp(x: f32, (low, high): (f32, f32)) -> f32 {
+pub(super) fn clamp(x: f32, (low, high): (f32, f32)) -> f32 {
     if x < low {
         low
     } else if x > high {
@@ -186,7 +186,7 @@ fn clamp(x: f32, (low, high): (f32, f32)) -> f32 {
 }
 
 /// NaN where a number is one.
-fn extremes(group: &[f32]) -> (f32, f32) {
+pub(super) fn extremes(group: &[f32]) -> (f32, f32) {
     group.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(min, max), x| {
         let min = if *x < min || x.is_nan() { *x } else { min };
         let max = if *x > max || x.is_nan() { *x } else { max };
