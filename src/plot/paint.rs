@@ -1,11 +1,14 @@
 //! A scene as PNG, through plotters.
 
-use plotters::backend::{BitMapBackend, DrawingBackend};
+use plotters::backend::BitMapBackend;
 use plotters::coord::Shift;
 use plotters::drawing::{DrawingArea, IntoDrawingArea};
 use plotters::element::{Circle, PathElement, Rectangle};
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color, RGBColor, ShapeStyle, TextStyle};
+use plotters_backend::{
+    BackendColor, BackendCoord, BackendStyle, DrawingBackend, DrawingErrorKind,
+};
 
 use super::font;
 use super::palette::Rgb;
@@ -15,40 +18,57 @@ use crate::error::{Error, Result};
 /// plotters' bitmaps have a text's middle a tenth of its size above the place asked for.
 const BITMAP_TEXT_DROP: f64 = 0.1;
 
-/// Drawn three times as large and averaged, because plotters draws lines with hard edges.
+/// Drawn so many times as large and averaged, because plotters draws lines with hard edges.
+const ZOOM: u32 = 3;
+
+/// Rows of the figure that are drawn at once: their pixels, nine for each, stay in the processor's caches.
+const BAND: u32 = 48;
+
 pub(super) fn png(scene: &Scene) -> Result<Vec<u8>> {
-    const ZOOM: u32 = 3;
-    let (width, height) = (pixels(scene.width), pixels(scene.height));
-    let bytes = |zoom: u32| {
-        let pixels = u64::from(width * zoom) * u64::from(height * zoom);
-        usize::try_from(pixels * 3).map_err(|_| Error::invalid("the figure does not fit in memory"))
-    };
-    let mut large = vec![0; bytes(ZOOM)?];
-    {
-        let size = (width * ZOOM, height * ZOOM);
-        let root = BitMapBackend::with_buffer(&mut large, size).into_drawing_area();
-        paint(scene, &root, f64::from(ZOOM), BITMAP_TEXT_DROP)?;
-    }
-    let small = averaged(&large, usize::try_from(width).unwrap_or(0) * 3);
-    encode(&small, width, height)
+    encode(&drawn(scene, BAND)?, pixels(scene.width), pixels(scene.height))
 }
 
-/// The mean of every 3 × 3 pixels; `row` is the bytes of a row of the result.
-fn averaged(large: &[u8], row: usize) -> Vec<u8> {
-    let mut small = Vec::with_capacity(large.len() / 9);
-    for lines in large.chunks_exact(row * 9) {
-        for at in 0..row {
-            let (pixel, channel) = (at / 3, at % 3);
-            let mut sum = 0_u32;
-            for line in lines.chunks_exact(row * 3) {
-                for x in 0..3 {
-                    sum += u32::from(line[(pixel * 3 + x) * 3 + channel]);
-                }
+/// The pixels of a scene, three bytes each, drawn `band` rows at a time.
+pub(super) fn drawn(scene: &Scene, band: u32) -> Result<Vec<u8>> {
+    let (width, height) = (pixels(scene.width), pixels(scene.height));
+    let bytes = |rows: u32, zoom: u32| {
+        let pixels = u64::from(width * zoom) * u64::from(rows * zoom);
+        usize::try_from(pixels * 3).map_err(|_| Error::invalid("the figure does not fit in memory"))
+    };
+    let mut small = Vec::with_capacity(bytes(height, 1)?);
+    let mut large = vec![0; bytes(band.min(height), ZOOM)?];
+    let mut sums = Vec::new();
+    let mut top = 0;
+    while top < height {
+        let rows = band.min(height - top);
+        let part = &mut large[..bytes(rows, ZOOM)?];
+        {
+            let bitmap = BitMapBackend::with_buffer(part, (width * ZOOM, rows * ZOOM));
+            let above = i32::try_from(top * ZOOM).unwrap_or(i32::MAX);
+            let band = Band { bitmap, above, size: (width * ZOOM, height * ZOOM) };
+            paint(scene, &band.into_drawing_area(), top, rows)?;
+        }
+        average(part, bytes(1, ZOOM)? / 3, &mut sums, &mut small);
+        top += rows;
+    }
+    Ok(small)
+}
+
+/// Appends the mean of every 3 × 3 pixels; `row` is the bytes of a row of `large`. `sums` is kept from call to call.
+fn average(large: &[u8], row: usize, sums: &mut Vec<u16>, small: &mut Vec<u8>) {
+    for lines in large.chunks_exact(row * 3) {
+        let (first, rest) = lines.split_at(row);
+        let (second, third) = rest.split_at(row);
+        sums.clear();
+        let columns = first.iter().zip(second).zip(third);
+        sums.extend(columns.map(|((a, b), c)| u16::from(*a) + u16::from(*b) + u16::from(*c)));
+        for triple in sums.chunks_exact(9) {
+            for channel in 0..3 {
+                let sum = triple[channel] + triple[channel + 3] + triple[channel + 6];
+                small.push(u8::try_from((sum + 4) / 9).unwrap_or(u8::MAX));
             }
-            small.push(u8::try_from((sum + 4) / 9).unwrap_or(u8::MAX));
         }
     }
-    small
 }
 
 fn encode(rgb: &[u8], width: u32, height: u32) -> Result<Vec<u8>> {
@@ -62,18 +82,74 @@ fn encode(rgb: &[u8], width: u32, height: u32) -> Result<Vec<u8>> {
     Ok(file)
 }
 
-/// Draws all shapes `zoom` times as large, texts lower by `text_drop` of their size.
+/// Some rows of a bitmap, in the coordinates of the whole: plotters cuts fractions off towards zero, so that shapes that were moved
+/// above it would be drawn otherwise.
+struct Band<'a> {
+    bitmap: BitMapBackend<'a>,
+    /// Rows above these.
+    above: i32,
+    size: (u32, u32),
+}
+
+impl Band<'_> {
+    fn here(&self, (x, y): BackendCoord) -> BackendCoord {
+        (x, y - self.above)
+    }
+}
+
+impl<'a> DrawingBackend for Band<'a> {
+    type ErrorType = BitmapError<'a>;
+
+    fn get_size(&self) -> (u32, u32) {
+        self.size
+    }
+
+    fn ensure_prepared(&mut self) -> Drawn<'a> {
+        self.bitmap.ensure_prepared()
+    }
+
+    fn present(&mut self) -> Drawn<'a> {
+        self.bitmap.present()
+    }
+
+    fn draw_pixel(&mut self, point: BackendCoord, color: BackendColor) -> Drawn<'a> {
+        self.bitmap.draw_pixel(self.here(point), color)
+    }
+
+    fn draw_rect<S: BackendStyle>(
+        &mut self,
+        from: BackendCoord,
+        to: BackendCoord,
+        style: &S,
+        fill: bool,
+    ) -> Drawn<'a> {
+        self.bitmap.draw_rect(self.here(from), self.here(to), style, fill)
+    }
+}
+
+type BitmapError<'a> = <BitMapBackend<'a> as DrawingBackend>::ErrorType;
+
+/// What plotters gives for each stroke.
+type Drawn<'a> = Result<(), DrawingErrorKind<BitmapError<'a>>>;
+
+/// Draws the shapes that reach into the `rows` rows from `top` on.
 fn paint<B: DrawingBackend>(
     scene: &Scene,
     root: &DrawingArea<B, Shift>,
-    zoom: f64,
-    text_drop: f64,
+    top: u32,
+    rows: u32,
 ) -> Result<()> {
+    let zoom = f64::from(ZOOM);
     let failed = |error: String| Error::invalid(format!("the figure cannot be drawn: {error}"));
     font::register()?;
     root.fill(&rgb(scene.colors.background)).map_err(|error| failed(error.to_string()))?;
     let at = |(x, y): (f64, f64)| (place(x * zoom), place(y * zoom));
-    for shape in &scene.shapes {
+    let (begin, end) = (f64::from(top), f64::from(top + rows));
+    let in_band = scene.shapes.iter().filter(|shape| {
+        let (high, low) = extent(shape);
+        low >= begin && high <= end
+    });
+    for shape in in_band {
         let drawn = match shape {
             Shape::Rect { area, color } => {
                 // plotters draws both edges; the right and lower one belong to the neighbour.
@@ -106,12 +182,28 @@ fn paint<B: DrawingBackend>(
                 let style = TextStyle::from(font::font(size * zoom))
                     .color(&ink)
                     .pos(Pos::new(h, VPos::Center));
-                root.draw_text(text, &style, at((origin.0, origin.1 + size * text_drop)))
+                root.draw_text(text, &style, at((origin.0, origin.1 + size * BITMAP_TEXT_DROP)))
             }
         };
         drawn.map_err(|error| failed(error.to_string()))?;
     }
     root.present().map_err(|error| failed(error.to_string()))
+}
+
+/// The highest and the lowest row that a shape may touch.
+fn extent(shape: &Shape) -> (f64, f64) {
+    let around = |y: f64, reach: f64| (y - reach - 1.0, y + reach + 1.0);
+    match shape {
+        Shape::Rect { area, .. } => (area.top - 1.0, area.bottom + 1.0),
+        Shape::Line { points, width, .. } => {
+            let ys = || points.iter().map(|(_, y)| *y);
+            let (high, _) = around(ys().fold(f64::INFINITY, f64::min), *width);
+            let (_, low) = around(ys().fold(f64::NEG_INFINITY, f64::max), *width);
+            (high, low)
+        }
+        Shape::Circle { center, radius, .. } => around(center.1, *radius),
+        Shape::Text { at, size, .. } => around(at.1, 2.0 * size),
+    }
 }
 
 fn rgb((r, g, b): Rgb) -> RGBColor {

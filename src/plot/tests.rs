@@ -334,6 +334,12 @@ fn every_figure_can_be_written() {
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
         if width * height < 500_000 {
             assert!(figure.to_png(width, height).unwrap().starts_with(b"\x89PNG"));
+            // Drawn a few rows at a time: what crosses a border is whole all the same.
+            let (wide, high) = (f64::from(width), f64::from(height));
+            let scene = scene::layout(&figure.chart, figure.config.theme, wide, high).unwrap();
+            let whole = paint::drawn(&scene, height).unwrap();
+            let parts = paint::drawn(&scene, 11).unwrap();
+            assert!(whole == parts, "{}", figure.to_text(80, 20, false));
         }
     }
 }
