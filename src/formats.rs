@@ -65,16 +65,15 @@ pub fn quantized(
     Ok(made)
 }
 
-/// Measures every row against `base`.
+/// Measures every row against `base`. What was found before a stop, or before a row that fails, stands in `all`.
 pub fn measure(
     cpu: &Cpu,
-    base: &Model,
-    rows: &[Row],
+    (base, rows): (&Model, &[Row]),
     (text, sequences): (&str, &[Vec<u32>]),
     config: &FormatsConfig,
     progress: &mut Progress<'_>,
-) -> Result<Vec<Found>> {
-    let mut all = Vec::with_capacity(rows.len());
+    all: &mut Vec<Found>,
+) -> Result<()> {
     for (done, (label, recipe)) in rows.iter().enumerate() {
         if !progress(done, rows.len(), label) {
             return Err(Error::Cancelled);
@@ -86,7 +85,7 @@ pub fn measure(
         all.push(found(cpu, base, (label, &model), text, config).within(label)?);
     }
     progress(rows.len(), rows.len(), "");
-    Ok(all)
+    Ok(())
 }
 
 #[expect(clippy::cast_precision_loss, reason = "sizes are far below 2⁵³")]

@@ -58,8 +58,9 @@ fn formats_stand_in_the_order_of_the_literature() {
     let eval = EvalConfig { windows: Some(16), ..EvalConfig::default() };
     let config = FormatsConfig { eval, decode_tokens: 0, decode_context: 0 };
     let inputs = (texts::SOTU, &sequences[..]);
-    let found = measure(&cpu, &model, &rows, inputs, &config, &mut |_, _, _| true);
-    let found = found.expect("measures");
+    let mut found = Vec::new();
+    measure(&cpu, (&model, &rows), inputs, &config, &mut |_, _, _| true, &mut found)
+        .expect("measures");
     let by_label: BTreeMap<&str, &KlResult> =
         found.iter().map(|found| (found.label.as_str(), &found.kl)).collect();
     for found in &found {
@@ -85,8 +86,9 @@ fn formats_stand_in_the_order_of_the_literature() {
     }
     // Int8 is as good as bf16: its perplexity differs by less than a thousandth.
     let perplexity = |label: &str| by_label[label].perplexity;
-    let base =
-        measure(&cpu, &model, &[("base".to_owned(), None)], inputs, &config, &mut |_, _, _| true);
-    let base = base.expect("measures")[0].kl.perplexity;
+    let (mut base, as_it_came) = (Vec::new(), [("base".to_owned(), None)]);
+    measure(&cpu, (&model, &as_it_came), inputs, &config, &mut |_, _, _| true, &mut base)
+        .expect("measures");
+    let base = base[0].kl.perplexity;
     assert!((perplexity("int8") / base - 1.0).abs() < 1e-3, "{} and {base}", perplexity("int8"));
 }

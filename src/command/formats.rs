@@ -99,6 +99,7 @@ impl Command for Formats {
     const GROUP: Group = Group::See;
     const INPUT: &'static [Kind] = &[Kind::Model];
     const OUTPUT: Output = Output::Is(Kind::Table);
+    const MEASURES: bool = true;
     const EXAMPLES: &'static [Example] = &[Example {
         line: "load tiny | formats --windows 2 --tokens 0 --only '^(int8|nf4|Q4_K)$'",
         about: "some formats of one model, side by side",
@@ -132,10 +133,17 @@ impl Command for Formats {
         let decode_context = (limit / 2).min(limit.saturating_sub(self.tokens));
         let config = FormatsConfig { eval, decode_tokens: self.tokens, decode_context };
         let cpu = session.cpu().clone();
+        session.measures(&model, &[1]);
         let task = session.task("measuring");
         let progress = &mut |done, total, _: &str| task.progress(done, total);
-        let all = measure(&cpu, &model, &rows, (&text, &sequences), &config, progress)?;
+        let mut all = Vec::new();
+        let texts = (text.as_str(), sequences.as_slice());
+        let measured = measure(&cpu, (&model, &rows), texts, &config, progress, &mut all);
         drop(task);
+        if measured.is_err() && !all.is_empty() {
+            session.has_finished(table(&model.name, &all, &config)?);
+        }
+        measured?;
         table(&model.name, &all, &config).map(Value::Table)
     }
 }

@@ -152,10 +152,13 @@ impl Session {
             let result = ready.run(session, input);
             let stopped = result.as_ref().is_err_and(Error::is_cancelled);
             session.keep_beside(&began, &line, &words, if stopped { "stopped" } else { "done" });
+            if stopped && entry.measures {
+                session.keep_finished_rows(&began, (&line, &words));
+            }
             let result = result?;
             if let (true, Value::Table(table)) = (entry.measures, &result) {
                 session.check()?;
-                session.keep_runs(&began, (&line, &words), table);
+                session.keep_runs(&began, (&line, &words), table, "done");
             }
             Ok(result)
         }))

@@ -23,6 +23,8 @@ pub(crate) struct Records {
     baseline: Option<Model>,
     /// What a command that gives no table measured besides, and its metrics: training and its losses.
     beside: Option<(Table, Vec<Metric>)>,
+    /// The rows that a command under way has finished, for the case that it is stopped.
+    finished_rows: Option<Table>,
     /// What was read: `sotu@1f2e3d4c`.
     data: Vec<String>,
     /// The sweep under way and the trial.
@@ -93,7 +95,13 @@ impl Session {
         self.records.beside = Some((table, metrics));
     }
 
+    /// Says which rows the command under way has finished: they are kept if it is stopped before it can give its table.
+    pub(crate) fn has_finished(&mut self, rows: Table) {
+        self.records.finished_rows = Some(rows);
+    }
+
     pub(crate) fn begin_measuring(&mut self) -> Began {
+        self.records.finished_rows = None;
         self.records.beside = None;
         self.records.subjects.clear();
         self.records.data.clear();
@@ -107,17 +115,29 @@ impl Session {
         began: &Began,
         (line, command): (&str, &str),
         table: &Table,
+        status: &str,
     ) {
         if !self.keeps() {
             return;
         }
         let frame = self.frame_of(began, (line, command), table.clone());
+        let frame = Run { status: status.to_owned(), ..frame };
         let found = metrics_of(table, &self.subject());
         let runs: Vec<Run> = found
             .into_iter()
             .map(|(name, metrics)| self.completed(&frame, name, metrics))
             .collect();
         self.keep_finished(&runs);
+    }
+
+    /// Keeps the rows that a command had finished when it was stopped.
+    pub(crate) fn keep_finished_rows(&mut self, began: &Began, of: (&str, &str)) {
+        let Some(rows) = self.records.finished_rows.take().filter(|_| self.keeps()) else { return };
+        self.keep_runs(began, of, &rows, "stopped");
+        let rows = rows.len();
+        self.note(&format!(
+            "{rows} finished rows are in the run store: `runs where 'status = stopped'`"
+        ));
     }
 
     /// Keeps what a command measured besides, with how it ended.
