@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::buffers::{Buffer, Buffers};
 use crate::parallel::Threads;
 
 macro_rules! tokens {
@@ -148,6 +149,7 @@ pub struct Cpu {
     threads: Threads,
     compute: Compute,
     stop: Option<Arc<AtomicBool>>,
+    buffers: Option<Buffers>,
 }
 
 impl Cpu {
@@ -159,7 +161,8 @@ impl Cpu {
     /// A chosen instruction set, for tests, benches and `--isa`.
     pub fn with_isa(isa: Isa, threads: Option<usize>) -> Cpu {
         let threads = threads.unwrap_or_else(Threads::available);
-        Cpu { isa, threads: Threads::new(threads), compute: Compute::F32, stop: None }
+        let threads = Threads::new(threads);
+        Cpu { isa, threads, compute: Compute::F32, stop: None, buffers: None }
     }
 
     /// The same processor and threads with another [`Compute`].
@@ -171,6 +174,24 @@ impl Cpu {
     /// of them asks [`Cpu::stopped`] between.
     pub fn with_stop(self, stop: Option<Arc<AtomicBool>>) -> Cpu {
         Cpu { stop, ..self }
+    }
+
+    /// The same processor for work whose results are made in memory that `buffers` keep.
+    pub fn with_buffers(self, buffers: Buffers) -> Cpu {
+        Cpu { buffers: Some(buffers), ..self }
+    }
+
+    /// The same instructions and buffers without other threads.
+    pub fn alone(&self) -> Cpu {
+        Cpu { threads: Threads::new(1), ..self.clone() }
+    }
+
+    /// `len` numbers of any value, to be written: zeros, or what a dropped result left.
+    pub fn buffer(&self, len: usize) -> Buffer {
+        match &self.buffers {
+            Some(buffers) => buffers.take(len),
+            None => Buffer::zeros(len),
+        }
     }
 
     /// Whether somebody wants the work to end.

@@ -25,6 +25,7 @@ pub mod attention;
 pub mod attention_training;
 mod block_int16;
 pub mod bsr_linear;
+pub mod buffers;
 mod cost;
 pub mod cross_entropy;
 pub mod cuda;

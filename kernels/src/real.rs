@@ -149,6 +149,20 @@ pub(crate) fn sum_of<T: Real>(len: usize, f: impl Fn(usize) -> T) -> T {
     sums[0]
 }
 
+/// The largest f(i) of `len` items (at least one); a NaN is the largest in its lane.
+#[inline(always)]
+pub(crate) fn largest_of<T: Real>(len: usize, f: impl Fn(usize) -> T) -> T {
+    let mut largest = [f(0); LANES];
+    let whole = len - len % LANES;
+    for start in (0..whole).step_by(LANES) {
+        for (lane, most) in largest.iter_mut().enumerate() {
+            *most = most.larger(f(start + lane));
+        }
+    }
+    let rest = (whole..len).fold(largest[0], |most, at| most.larger(f(at)));
+    largest.into_iter().fold(rest, Real::larger)
+}
+
 /// Runs `f`, compiled for the instruction set: what is inlined into it may use all of it.
 #[inline]
 pub(crate) fn wide<R>(isa: Isa, f: impl FnOnce() -> R) -> R {

@@ -68,15 +68,15 @@ type BackMul = fn(&Upstream<'_>, Activation, &[Tensor; 2], &Tensor) -> Result<Ve
 type SoftmaxBack = fn(&Tensor, &Tensor, usize) -> Result<Tensor>;
 
 fn forward<T: Float>(cpu: &Cpu, function: Activation, x: &Tensor) -> Result<Tensor> {
-    let mut y = vec![T::default(); x.numel()];
+    let mut y = T::room(cpu, x.numel());
     T::activate(cpu, function, x.as_slice()?, &mut y);
-    Tensor::new(y, x.shape())
+    T::tensor(y, x.shape())
 }
 
 fn backward<T: Float>(cpu: &Cpu, function: Activation, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
-    let mut dx = vec![T::default(); x.numel()];
+    let mut dx = T::room(cpu, x.numel());
     activation_backward::backward(cpu, function, x.as_slice::<T>()?, dy.as_slice()?, &mut dx);
-    Tensor::new(dx, x.shape())
+    T::tensor(dx, x.shape())
 }
 
 fn forward_mul<T: Float>(
@@ -84,10 +84,9 @@ fn forward_mul<T: Float>(
     function: Activation,
     [gate, up]: &[Tensor; 2],
 ) -> Result<Tensor> {
-    let mut y = vec![T::default(); gate.numel()];
-    T::activate(cpu, function, gate.as_slice()?, &mut y);
-    y.iter_mut().zip(up.as_slice::<T>()?).for_each(|(y, up)| *y = *y * *up);
-    Tensor::new(y, gate.shape())
+    let mut y = T::room(cpu, gate.numel());
+    T::activate_mul(cpu, function, [gate.as_slice()?, up.as_slice()?], &mut y);
+    T::tensor(y, gate.shape())
 }
 
 fn backward_mul<T: Float>(
@@ -96,11 +95,11 @@ fn backward_mul<T: Float>(
     [gate, up]: &[Tensor; 2],
     dy: &Tensor,
 ) -> Result<Vec<Option<Tensor>>> {
-    let (mut dgate, mut dup) = (vec![T::default(); dy.numel()], vec![T::default(); dy.numel()]);
+    let [mut dgate, mut dup] = [(); 2].map(|()| T::room(upstream.cpu, dy.numel()));
     let inputs = (gate.as_slice::<T>()?, up.as_slice::<T>()?);
     let to = (&mut dgate[..], &mut dup[..]);
     activation_backward::backward_mul(upstream.cpu, function, inputs, dy.as_slice()?, to);
-    Ok(vec![Some(Tensor::new(dgate, gate.shape())?), Some(Tensor::new(dup, up.shape())?)])
+    Ok(vec![Some(T::tensor(dgate, gate.shape())?), Some(T::tensor(dup, up.shape())?)])
 }
 
 fn softmax<T: Float>(x: &Tensor, n: usize) -> Result<Tensor> {

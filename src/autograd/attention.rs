@@ -99,19 +99,20 @@ fn turn<T: Float>(
     positions: &Positions,
     back: bool,
 ) -> Result<Tensor> {
-    let mut turned = x.as_slice::<T>()?.to_vec();
+    let mut turned = T::room(cpu, x.numel());
+    turned.copy_from_slice(x.as_slice::<T>()?);
     let [cos, sin, minus] = &*positions.tables;
     T::rotate(cpu, &mut turned, shape, [cos, if back { minus } else { sin }]);
-    Tensor::new(turned, x.shape())
+    T::tensor(turned, x.shape())
 }
 
 fn forward<T: Float>(cpu: &Cpu, shape: &Sequences, [q, k, v]: &[Tensor; 3]) -> Result<[Tensor; 2]> {
-    let mut out = vec![T::default(); q.numel()];
+    let mut out = T::room(cpu, q.numel());
     let mut lse = vec![T::default(); shape.batch * shape.heads * shape.m];
     let inputs = [q.as_slice()?, k.as_slice()?, v.as_slice()?];
     attention_training::forward(cpu, shape, inputs, &mut out, &mut lse);
     let lse_shape = [shape.batch, shape.heads, shape.m];
-    Ok([Tensor::new(out, q.shape())?, Tensor::new(lse, &lse_shape)?])
+    Ok([T::tensor(out, q.shape())?, Tensor::new(lse, &lse_shape)?])
 }
 
 fn backward<T: Float>(
@@ -120,7 +121,7 @@ fn backward<T: Float>(
     [q, k, v]: &[Tensor; 3],
     [out, lse, dout]: &[Tensor; 3],
 ) -> Result<Vec<Option<Tensor>>> {
-    let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| vec![T::default(); x.numel()]);
+    let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| T::room(up.cpu, x.numel()));
     let of = Forward {
         q: q.as_slice()?,
         k: k.as_slice()?,
@@ -132,6 +133,6 @@ fn backward<T: Float>(
     attention_training::backward(up.cpu, shape, &of, dout.as_slice::<T>()?, &mut to);
     [(dq, q), (dk, k), (dv, v)]
         .into_iter()
-        .map(|(gradient, x)| Tensor::new(gradient, x.shape()).map(Some))
+        .map(|(gradient, x)| T::tensor(gradient, x.shape()).map(Some))
         .collect()
 }

@@ -177,14 +177,14 @@ fn pair_of<T: Float>(cpu: &Cpu, pair: Pair, a: &Tensor, b: &Tensor) -> Result<Te
         let y = y.flat_map(|row| row.iter().zip(z).map(|(a, b)| pair.at(*a, *b)));
         return Tensor::new(y.collect(), a.shape());
     }
-    let mut y = vec![T::default(); x.len()];
+    let mut y = T::room(cpu, x.len());
     cpu.threads().chunks_mut(&mut y, SHARE, |part, y| {
         let range = part * SHARE..part * SHARE + y.len();
         for ((y, a), b) in y.iter_mut().zip(&x[range.clone()]).zip(&z[range]) {
             *y = pair.at(*a, *b);
         }
     });
-    Tensor::new(y, a.shape())
+    T::tensor(y, a.shape())
 }
 
 fn pair_back<T: Float>(
@@ -196,7 +196,7 @@ fn pair_back<T: Float>(
     let (x, z, g) = (a.as_slice::<T>()?, b.as_slice::<T>()?, dy.as_slice::<T>()?);
     if x.len() == z.len() {
         let of = |take: fn((T, T)) -> T| {
-            let mut y = vec![T::default(); x.len()];
+            let mut y = T::room(cpu, x.len());
             cpu.threads().chunks_mut(&mut y, SHARE, |part, y| {
                 let range = part * SHARE..part * SHARE + y.len();
                 let factors = x[range.clone()].iter().zip(&z[range.clone()]).zip(&g[range]);
@@ -204,7 +204,7 @@ fn pair_back<T: Float>(
                     *y = take(pair.back(*a, *b, *dy));
                 });
             });
-            Tensor::new(y, a.shape())
+            T::tensor(y, a.shape())
         };
         let da = needs[0].then(|| of(|both| both.0)).transpose()?;
         let db = needs[1].then(|| of(|both| both.1)).transpose()?;
@@ -231,10 +231,10 @@ pub(crate) fn sum_of_two(cpu: &Cpu, a: Tensor, b: &Tensor) -> Result<Tensor> {
 }
 
 fn add_into<T: Float>(cpu: &Cpu, a: Tensor, b: &Tensor) -> Result<Tensor> {
-    let (shape, b) = (a.shape().to_vec(), b.as_slice::<T>()?);
-    let mut sum = a.into_vec::<T>()?;
-    cpu.threads().chunks_mut(&mut sum, SHARE, |part, sum| {
-        sum.iter_mut().zip(&b[part * SHARE..]).for_each(|(sum, b)| *sum += *b);
-    });
-    Tensor::new(sum, &shape)
+    let b = b.as_slice::<T>()?;
+    a.changed::<T>(|sum| {
+        cpu.threads().chunks_mut(sum, SHARE, |part, sum| {
+            sum.iter_mut().zip(&b[part * SHARE..]).for_each(|(sum, b)| *sum += *b);
+        });
+    })
 }

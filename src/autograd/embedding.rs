@@ -3,6 +3,7 @@
 use super::float::Float;
 use super::{Tape, Var};
 use crate::error::{Error, Result};
+use crate::kernels::Cpu;
 use crate::tensor::Tensor;
 
 impl Tape {
@@ -20,29 +21,38 @@ impl Tape {
         } else {
             (gather::<f32> as Gather, scatter::<f32> as Scatter)
         };
-        let rows = gather(&table.value, &places, width)?;
-        self.custom("embedding", &[table], rows, move |_, dy| {
-            Ok(vec![Some(scatter(&dy, &places, [entries, width])?)])
+        let rows = gather(&self.cpu, &table.value, &places, width)?;
+        self.custom("embedding", &[table], rows, move |up, dy| {
+            Ok(vec![Some(scatter(up.cpu, &dy, &places, [entries, width])?)])
         })
     }
 }
 
-type Gather = fn(&Tensor, &[usize], usize) -> Result<Tensor>;
-type Scatter = fn(&Tensor, &[usize], [usize; 2]) -> Result<Tensor>;
+type Gather = fn(&Cpu, &Tensor, &[usize], usize) -> Result<Tensor>;
+type Scatter = fn(&Cpu, &Tensor, &[usize], [usize; 2]) -> Result<Tensor>;
 
-fn gather<T: Float>(table: &Tensor, places: &[usize], width: usize) -> Result<Tensor> {
+fn gather<T: Float>(cpu: &Cpu, table: &Tensor, places: &[usize], width: usize) -> Result<Tensor> {
     let table = table.as_slice::<T>()?;
-    let rows = places.iter().flat_map(|place| &table[place * width..][..width]);
-    Tensor::new(rows.copied().collect(), &[places.len(), width])
+    let mut rows = T::room(cpu, places.len() * width);
+    for (row, place) in rows.chunks_exact_mut(width.max(1)).zip(places) {
+        row.copy_from_slice(&table[place * width..][..width]);
+    }
+    T::tensor(rows, &[places.len(), width])
 }
 
 /// Rows of the same entry are added in their order.
-fn scatter<T: Float>(dy: &Tensor, places: &[usize], shape: [usize; 2]) -> Result<Tensor> {
+fn scatter<T: Float>(
+    cpu: &Cpu,
+    dy: &Tensor,
+    places: &[usize],
+    shape: [usize; 2],
+) -> Result<Tensor> {
     let width = shape[1];
-    let mut table = vec![T::default(); shape[0] * width];
+    let mut table = T::room(cpu, shape[0] * width);
+    table.fill(T::default());
     for (place, dy) in places.iter().zip(dy.as_slice::<T>()?.chunks_exact(width.max(1))) {
         let row = &mut table[place * width..][..width];
         row.iter_mut().zip(dy).for_each(|(sum, dy)| *sum += *dy);
     }
-    Tensor::new(table, &shape)
+    T::tensor(table, &shape)
 }

@@ -71,9 +71,9 @@ type Side<'a> = (&'a Tensor, [usize; 2], bool);
 fn product<T: Float>(cpu: &Cpu, precision: Precision, a: Side<'_>, b: Side<'_>) -> Result<Tensor> {
     let (a, b) = (matrix::<T>(a)?, matrix::<T>(b)?);
     let shape = [a.rows(), b.cols()];
-    let mut c = vec![T::default(); shape[0] * shape[1]];
-    T::multiply_add(cpu, precision, a, b, &mut c);
-    Tensor::new(c, &shape)
+    let mut c = T::room(cpu, shape[0] * shape[1]);
+    T::multiply(cpu, precision, a, b, &mut c);
+    T::tensor(c, &shape)
 }
 
 fn matrix<T: Float>((tensor, [rows, cols], turned): Side<'_>) -> Result<Matrix<'_, T>> {

@@ -35,7 +35,7 @@ impl Tape {
         let (loss, statistics) = forward(&self.cpu, &logits_value, &targets, counted)?;
         self.custom("cross_entropy", &[logits], loss, move |up, dloss| {
             let kept = Kept { logits: logits_value, statistics, targets, counted };
-            Ok(vec![Some(backward(up.cpu, &kept, &dloss)?)])
+            Ok(vec![Some(backward(up.cpu, kept, &dloss)?)])
         })
     }
 
@@ -80,10 +80,10 @@ fn taught_back<T: Float>(
 ) -> Result<Tensor> {
     let (statistics, _) = statistics.as_slice::<T>()?.as_chunks::<3>();
     let scale = T::of(dloss.as_slice::<T>()?[0].wide() / statistics.len() as f64);
-    let mut gradient = vec![T::default(); logits.numel()];
+    let mut gradient = T::room(cpu, logits.numel());
     let (l, t) = (logits.as_slice()?, teacher.as_slice()?);
     distillation::backward(cpu, l, t, statistics, scale, &mut gradient);
-    Tensor::new(gradient, logits.shape())
+    T::tensor(gradient, logits.shape())
 }
 
 struct Kept {
@@ -95,7 +95,7 @@ struct Kept {
 }
 
 type Ahead = fn(&Cpu, &Tensor, &[u32], usize) -> Result<(Tensor, Tensor)>;
-type Back = fn(&Cpu, &Kept, &Tensor) -> Result<Tensor>;
+type Back = fn(&Cpu, Kept, &Tensor) -> Result<Tensor>;
 
 #[expect(clippy::cast_precision_loss, reason = "row counts are far below 2⁵³")]
 fn forward<T: Float>(
@@ -112,11 +112,11 @@ fn forward<T: Float>(
 }
 
 #[expect(clippy::cast_precision_loss, reason = "row counts are far below 2⁵³")]
-fn backward<T: Float>(cpu: &Cpu, kept: &Kept, dloss: &Tensor) -> Result<Tensor> {
+fn backward<T: Float>(cpu: &Cpu, kept: Kept, dloss: &Tensor) -> Result<Tensor> {
     let scale = T::of(dloss.as_slice::<T>()?[0].wide() / kept.counted as f64);
     let (statistics, _) = kept.statistics.as_slice::<T>()?.as_chunks::<3>();
-    let mut gradient = vec![T::default(); kept.logits.numel()];
-    let logits = kept.logits.as_slice()?;
-    cross_entropy::backward(cpu, logits, &kept.targets, statistics, scale, &mut gradient);
-    Tensor::new(gradient, kept.logits.shape())
+    // In the logits' own memory where nobody looks at them any more.
+    kept.logits.changed::<T>(|logits| {
+        cross_entropy::backward(cpu, &kept.targets, statistics, scale, logits);
+    })
 }

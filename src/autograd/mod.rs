@@ -28,6 +28,7 @@ mod linear;
 mod loss;
 mod norm;
 mod reduce;
+mod rows;
 mod shape;
 #[cfg(test)]
 mod tests;

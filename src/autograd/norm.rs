@@ -63,17 +63,17 @@ impl Kept {
 }
 
 fn forward<T: Float>(tape: &Tape, kept: &Kept, bias: Option<&Tensor>) -> Result<Tensor> {
-    let mut y = vec![T::default(); kept.x.numel()];
+    let mut y = T::room(&tape.cpu, kept.x.numel());
     let bias = bias.map(Tensor::as_slice::<T>).transpose()?;
     T::norm(&tape.cpu, &kept.call::<T>()?, bias, &mut y);
-    Tensor::new(y, kept.x.shape())
+    T::tensor(y, kept.x.shape())
 }
 
 fn backward<T: Float>(up: &Upstream<'_>, kept: &Kept, dy: &Tensor) -> Result<[Tensor; 3]> {
     let k = kept.weight.numel();
-    let mut dx = vec![T::default(); dy.numel()];
+    let mut dx = T::room(up.cpu, dy.numel());
     let (mut dweight, mut dbias) = (vec![T::default(); k], vec![T::default(); k]);
     let to = Gradients { dx: &mut dx, dweight: &mut dweight, dbias: Some(&mut dbias) };
     norm_backward::backward(up.cpu, &kept.call::<T>()?, dy.as_slice()?, to);
-    Ok([Tensor::new(dx, kept.x.shape())?, Tensor::new(dweight, &[k])?, Tensor::new(dbias, &[k])?])
+    Ok([T::tensor(dx, kept.x.shape())?, Tensor::new(dweight, &[k])?, Tensor::new(dbias, &[k])?])
 }

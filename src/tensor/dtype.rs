@@ -92,6 +92,8 @@ macro_rules! elements {
             fn take(storage: Storage) -> Vec<Self> {
                 match storage {
                     Storage::$variant(data) => data,
+                    Storage::Recycled(buffer) => bytemuck::try_cast_vec(buffer.into_vec())
+                        .unwrap_or_else(|(_, data)| bytemuck::pod_collect_to_vec(&data)),
                     other => bytemuck::pod_collect_to_vec(other.bytes()),
                 }
             }

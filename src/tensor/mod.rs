@@ -6,6 +6,7 @@ mod storage;
 use std::fmt;
 use std::sync::Arc;
 
+use aolab_kernels::buffers::Buffer;
 pub use dtype::{DType, Element};
 use half::{bf16, f16};
 pub use storage::MappedBytes;
@@ -29,6 +30,13 @@ impl Tensor {
     pub fn new<T: Element>(data: Vec<T>, shape: &[usize]) -> Result<Tensor> {
         check_numel(data.len(), shape)?;
         Ok(Tensor { dtype: T::DTYPE, shape: shape.to_vec(), data: Arc::new(T::store(data)) })
+    }
+
+    /// A tensor of f32 in memory that is used again once nobody holds it.
+    pub fn recycled(data: Buffer, shape: &[usize]) -> Result<Tensor> {
+        check_numel(data.len(), shape)?;
+        let data = Arc::new(Storage::Recycled(data));
+        Ok(Tensor { dtype: DType::F32, shape: shape.to_vec(), data })
     }
 
     /// A tensor over a range of a mapped file. Bytes that are not aligned for `dtype` are copied.
@@ -110,6 +118,18 @@ impl Tensor {
             Ok(storage) => Ok(T::take(storage)),
             Err(shared) => Ok(bytemuck::pod_collect_to_vec(shared.bytes())),
         }
+    }
+
+    /// The tensor after `f` changed its elements: in its own memory where nobody shares it, else in a copy.
+    pub fn changed<T: Element>(mut self, f: impl FnOnce(&mut [T])) -> Result<Tensor> {
+        self.as_slice::<T>()?;
+        if let Some(elements) = Arc::get_mut(&mut self.data).and_then(Storage::elements_mut::<T>) {
+            f(elements);
+            return Ok(self);
+        }
+        let mut elements: Vec<T> = bytemuck::pod_collect_to_vec(self.bytes());
+        f(&mut elements);
+        Tensor::new(elements, &self.shape)
     }
 
     /// The (rows, columns) of a matrix.
@@ -212,6 +232,22 @@ mod tests {
         assert!(error.contains("wanted a tensor of i8, got f32"), "{error}");
         assert!(Tensor::new(vec![1.0_f32], &[2, 2]).is_err());
         assert!(Tensor::zeros(DType::F32, &[usize::MAX, 2]).is_err());
+    }
+
+    #[test]
+    fn what_is_changed_is_changed_for_nobody_else() {
+        let buffer = aolab_kernels::buffers::Buffers::default().take(5000);
+        let recycled = Tensor::recycled(buffer, &[5000]).expect("as many");
+        for first in [recycled, Tensor::new(vec![0.0_f32; 5000], &[5000]).expect("as many")] {
+            let shared = first.clone();
+            let second = first.changed::<f32>(|x| x[1] = 2.0).expect("f32");
+            assert_eq!((shared.to_f32_vec()[1], second.to_f32_vec()[1]), (0.0, 2.0));
+            let place = second.bytes().as_ptr().addr();
+            let third = second.changed::<f32>(|x| x[1] = 3.0).expect("f32");
+            assert_eq!(third.bytes().as_ptr().addr(), place, "nobody shares it");
+            assert_eq!(third.into_vec::<f32>().expect("f32")[1].to_bits(), 3.0_f32.to_bits());
+        }
+        assert!(Tensor::new(vec![0_u8], &[1]).expect("one").changed::<f32>(|_| {}).is_err());
     }
 
     #[test]

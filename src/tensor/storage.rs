@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use aolab_kernels::buffers::Buffer;
 use aolab_kernels::mmap::Mapped;
 use half::{bf16, f16};
 
@@ -98,6 +99,8 @@ pub(crate) enum Storage {
     I16(Vec<i16>),
     I8(Vec<i8>),
     U8(Vec<u8>),
+    /// f32 in memory that is used again.
+    Recycled(Buffer),
     Mapped(MappedBytes),
 }
 
@@ -131,6 +134,7 @@ impl Storage {
             Storage::I16(v) => bytemuck::cast_slice(v),
             Storage::I8(v) => bytemuck::cast_slice(v),
             Storage::U8(v) => v,
+            Storage::Recycled(v) => bytemuck::cast_slice(v),
             Storage::Mapped(m) => m.bytes(),
         }
     }
@@ -139,7 +143,7 @@ impl Storage {
     pub(super) fn elements<T: Element>(&self) -> Option<&[T]> {
         let same = match self {
             Storage::F64(_) => T::DTYPE == DType::F64,
-            Storage::F32(_) => T::DTYPE == DType::F32,
+            Storage::F32(_) | Storage::Recycled(_) => T::DTYPE == DType::F32,
             Storage::F16(_) => T::DTYPE == DType::F16,
             Storage::BF16(_) => T::DTYPE == DType::BF16,
             Storage::I64(_) => T::DTYPE == DType::I64,
@@ -150,6 +154,16 @@ impl Storage {
             Storage::Mapped(_) => true,
         };
         if same { bytemuck::try_cast_slice(self.bytes()).ok() } else { None }
+    }
+
+    /// The elements of a result of training, to be changed; `None` for other storage.
+    pub(super) fn elements_mut<T: Element>(&mut self) -> Option<&mut [T]> {
+        match self {
+            Storage::F64(v) if T::DTYPE == DType::F64 => bytemuck::try_cast_slice_mut(v).ok(),
+            Storage::F32(v) if T::DTYPE == DType::F32 => bytemuck::try_cast_slice_mut(v).ok(),
+            Storage::Recycled(v) if T::DTYPE == DType::F32 => bytemuck::try_cast_slice_mut(v).ok(),
+            _ => None,
+        }
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "f64 to f32 rounds to nearest, as said")]

@@ -25,6 +25,7 @@ pub mod supermask;
 mod teacher;
 mod together;
 mod trainer;
+mod update;
 mod zeros;
 
 pub use config::{MatmulPrecision, Schedule, TrainConfig};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::checkpoint;
 use super::curve::{Curve, Point};
 use super::distributed::Group;
-use super::optim::{Optimizer, Update};
+use super::optim::Optimizer;
 use super::teacher::Teacher;
 use super::together::average;
 use super::zeros::Zeros;
@@ -14,6 +14,7 @@ use super::{Batch, Corpus, ForwardOptions, LinearRule, Network, Parameters, Trai
 use crate::autograd::Tape;
 use crate::error::{Context as _, Error, Result};
 use crate::kernels::Cpu;
+use crate::kernels::buffers::Buffers;
 use crate::model::Model;
 use crate::store::Metric;
 use crate::table::{Table, number};
@@ -35,7 +36,7 @@ pub struct Trainer {
     /// The ranks that train together, where there are others.
     pub(super) group: Option<Group>,
     /// What stays zero.
-    zeros: Zeros,
+    pub(super) zeros: Zeros,
     windows: Windows,
     held_out: Option<Batch>,
     /// Where the last good state is, for error messages.
@@ -211,7 +212,8 @@ impl Trainer {
         progress: &mut dyn FnMut(&Curve, usize) -> bool,
     ) -> Result<Ended> {
         // Ranks stop together, between two steps; whoever is alone stops in the middle of one, which is then not done.
-        let cpu = &if self.group.is_some() { cpu.clone().with_stop(None) } else { cpu.clone() };
+        let cpu = if self.group.is_some() { cpu.clone().with_stop(None) } else { cpu.clone() };
+        let cpu = &cpu.with_buffers(Buffers::default());
         if self.step == 0 && options.eval_every > 0 {
             self.curve.start = self.evaluate(cpu)?;
         }
@@ -270,7 +272,7 @@ impl Trainer {
         }
         #[expect(clippy::cast_precision_loss, reason = "a handful of passes")]
         let share = 1.0 / accumulate as f64;
-        let norm = self.norm(&sums)? * share;
+        let norm = self.norm(cpu, &sums)? * share;
         let clip = self.config.clip;
         let scale = if clip > 0.0 && norm > clip { share * clip / norm } else { share };
         let lr = self.config.lr_at(step);
@@ -296,6 +298,8 @@ impl Trainer {
             Some(teacher) => teacher.loss(&tape, &self.network, batch, &logits)?,
             None => tape.cross_entropy(&logits, &batch.targets)?,
         };
+        // Their gradient takes their place.
+        drop(logits);
         let value = f64::from(loss.value().as_slice::<f32>()?[0]);
         if !value.is_finite() {
             return Err(self.not_finite(cpu, batch, &options, value));
@@ -319,55 +323,6 @@ impl Trainer {
             seed: self.config.seed.wrapping_add(index.wrapping_mul(0xD134_2543_DE82_EF95)),
             checkpoint_blocks: self.config.checkpoint_blocks,
         }
-    }
-
-    /// The norm of all gradients together, in f64; an error where it is not finite.
-    fn norm(&self, gradients: &[Option<Tensor>]) -> Result<f64> {
-        let mut total = 0.0;
-        let mut wrong = None;
-        for ((name, _), gradient) in self.parameters.iter().zip(gradients) {
-            let Some(gradient) = gradient else { continue };
-            let square: f64 =
-                gradient.as_slice::<f32>()?.iter().map(|g| f64::from(*g) * f64::from(*g)).sum();
-            if !square.is_finite() {
-                wrong = Some(name);
-            }
-            total += square;
-        }
-        match wrong {
-            None => Ok(total.sqrt()),
-            Some(name) => {
-                let words = format!("the gradient of {name} is not finite");
-                Err(self.at_step(&words))
-            }
-        }
-    }
-
-    fn update(
-        &mut self,
-        cpu: &Cpu,
-        gradients: Vec<Option<Tensor>>,
-        scale: f64,
-        lr: f64,
-    ) -> Result<()> {
-        #[expect(clippy::cast_possible_truncation, reason = "rounded to f32, as they are used")]
-        let (scale, lr) = (scale as f32, lr as f32);
-        for (index, gradient) in gradients.into_iter().enumerate() {
-            let Some(gradient) = gradient else { continue };
-            let shape = gradient.shape().to_vec();
-            let mut values = gradient.into_vec::<f32>()?;
-            cpu.threads().chunks_mut(&mut values, 1 << 16, |_, values| {
-                values.iter_mut().for_each(|value| *value *= scale);
-            });
-            let gradient = Tensor::new(values, &shape)?;
-            let (name, parameter) = self.parameters.take(index)?;
-            let decays = shape.len() > 1;
-            let update = Update { name: &name, gradient: &gradient, lr, decays };
-            let moved = self.optimizer.step(cpu, parameter, &update)?;
-            let kept = self.zeros.put_back(&name, moved)?;
-            self.parameters.set(&name, kept);
-        }
-        Ok(())
     }
 
     /// The mean loss on the held-out windows; `None` where none are held out.
@@ -405,7 +360,7 @@ impl Trainer {
         self.at_step(&format!("the loss is {loss}: {place}"))
     }
 
-    fn at_step(&self, words: &str) -> Error {
+    pub(super) fn at_step(&self, words: &str) -> Error {
         let next = match &self.saved {
             Some(path) => format!("the last good checkpoint is {}", path.display()),
             None => "there is no checkpoint; `--checkpoints DIR` keeps some".to_owned(),

@@ -43,13 +43,14 @@ pub fn backward<T: Multiply>(
     if of.q.is_empty() {
         return;
     }
-    let serial = Cpu::with_isa(cpu.isa(), Some(1));
+    let serial = cpu.alone();
     // A unit's gradients lie side by side: dq of its heads, dk, dv.
     let group = shape.group();
     let size = (group + 2) * m * d;
-    let mut units = vec![T::default(); batch * kv_heads * size];
+    let mut units = T::room(cpu, batch * kv_heads * size);
     cpu.threads().chunks_mut(&mut units, size, |unit, gradients| {
         let (dq, dkv) = gradients.split_at_mut(group * m * d);
+        dkv.fill(T::default());
         let (dk, dv) = dkv.split_at_mut(m * d);
         for g in 0..group {
             let head = Head::new(shape, unit, g);
@@ -85,11 +86,11 @@ impl Head<'_> {
         let f32 = Precision::F32;
         for (rows, keys) in self.blocks() {
             let size = rows.len() * keys.len();
-            let (mut p, mut ds) = (vec![T::default(); size], vec![T::default(); size]);
+            let (mut p, mut ds) = (T::room(cpu, size), T::room(cpu, size));
             let (q, k) = (self.queries(of.q, &rows), self.keys(of.k, &keys));
             let (dout_rows, v) = (self.queries(dout, &rows), self.keys(of.v, &keys));
-            T::multiply_add(cpu, f32, q, k.transposed(), &mut p);
-            T::multiply_add(cpu, f32, dout_rows, v.transposed(), &mut ds);
+            T::multiply(cpu, f32, q, k.transposed(), &mut p);
+            T::multiply(cpu, f32, dout_rows, v.transposed(), &mut ds);
             wide(cpu.isa(), || {
                 let pairs = p.chunks_exact_mut(keys.len()).zip(ds.chunks_exact_mut(keys.len()));
                 for (i, (p, ds)) in rows.clone().zip(pairs) {
@@ -103,7 +104,7 @@ impl Head<'_> {
             let (p, ds) =
                 (Matrix::new(&p, rows.len(), keys.len()), Matrix::new(&ds, rows.len(), keys.len()));
             let (own, shared) = (rows.start * d..rows.end * d, keys.start * d..keys.end * d);
-            T::multiply_add(cpu, f32, ds, k, &mut to.dq[own]);
+            T::multiply(cpu, f32, ds, k, &mut to.dq[own]);
             T::multiply_add(cpu, f32, ds.transposed(), q, &mut to.dk[shared.clone()]);
             T::multiply_add(cpu, f32, p.transposed(), dout_rows, &mut to.dv[shared]);
         }

@@ -14,7 +14,7 @@ mod tests;
 pub use backward::{Forward, Gradients, backward};
 
 use crate::matmul::{Matrix, Multiply, Precision};
-use crate::real::{Real, sum_of, wide};
+use crate::real::{Real, largest_of, sum_of, wide};
 use crate::{Cost, Cpu, Isa};
 
 /// The shape of one call.
@@ -125,10 +125,10 @@ pub fn forward<T: Multiply>(
     if out.is_empty() {
         return;
     }
-    let serial = Cpu::with_isa(cpu.isa(), Some(1));
+    let serial = cpu.alone();
     // A unit's results lie apart in `out`; it writes them here side by side, with its lse behind.
     let size = shape.group() * m * (d + 1);
-    let mut units = vec![T::default(); batch * kv_heads * size];
+    let mut units = T::room(cpu, batch * kv_heads * size);
     cpu.threads().chunks_mut(&mut units, size, |unit, results| {
         let (out, lse) = results.split_at_mut(shape.group() * m * d);
         for g in 0..shape.group() {
@@ -203,9 +203,9 @@ impl<'a> Head<'a> {
     fn forward<T: Multiply>(&self, cpu: &Cpu, [q, k, v]: [&[T]; 3], out: &mut [T], lse: &mut [T]) {
         let d = self.shape.head_dim;
         for (rows, keys) in self.blocks() {
-            let mut scores = vec![T::default(); rows.len() * keys.len()];
+            let mut scores = T::room(cpu, rows.len() * keys.len());
             let (queries, turned) = (self.queries(q, &rows), self.keys(k, &keys).transposed());
-            T::multiply_add(cpu, Precision::F32, queries, turned, &mut scores);
+            T::multiply(cpu, Precision::F32, queries, turned, &mut scores);
             wide(cpu.isa(), || {
                 for (i, scores) in rows.clone().zip(scores.chunks_exact_mut(keys.len())) {
                     let seen = self.shape.first(i) - keys.start..i + 1 - keys.start;
@@ -214,7 +214,7 @@ impl<'a> Head<'a> {
             });
             let weights = Matrix::new(&scores, rows.len(), keys.len());
             let out = &mut out[rows.start * d..rows.end * d];
-            T::multiply_add(cpu, Precision::F32, weights, self.keys(v, &keys), out);
+            T::multiply(cpu, Precision::F32, weights, self.keys(v, &keys), out);
         }
     }
 }
@@ -225,7 +225,7 @@ fn softmax<T: Real>(scores: &mut [T], seen: std::ops::Range<usize>, scale: T) ->
     scores[..seen.start].fill(T::default());
     scores[seen.end..].fill(T::default());
     let scores = &mut scores[seen];
-    let max = scores.iter().fold(scores[0] * scale, |max, x| max.larger(*x * scale));
+    let max = largest_of(scores.len(), |i| scores[i] * scale);
     for x in scores.iter_mut() {
         *x = (*x * scale - max).exp();
     }

@@ -5,7 +5,7 @@
 //! are never added, so that large logits cost the gradient no bits.
 //! The f64 instance is the scalar oracle. Source: Goodfellow, Bengio and Courville 2016, §6.2.2.3.
 
-use crate::real::{LANES, Real, sum_of, wide};
+use crate::real::{Real, largest_of, sum_of, wide};
 use crate::rows::over_rows;
 use crate::{Cost, Cpu, Isa};
 
@@ -31,32 +31,28 @@ pub fn forward<T: Real>(cpu: &Cpu, logits: &[T], targets: &[u32], statistics: &m
     });
 }
 
-/// Writes the gradient of `scale · Σ loss` for every logit.
+/// Writes the gradient of `scale · Σ loss` for every logit in its place.
 pub fn backward<T: Real>(
     cpu: &Cpu,
-    logits: &[T],
     targets: &[u32],
     statistics: &[[T; 3]],
     scale: T,
-    gradient: &mut [T],
+    logits: &mut [T],
 ) {
     let n = columns(logits, targets);
-    assert!(
-        gradient.len() == logits.len() && statistics.len() == targets.len(),
-        "cross_entropy: the gradient must be as long as the logits, with three statistics a row"
-    );
+    assert_eq!(statistics.len(), targets.len(), "cross_entropy: three statistics a row");
     let isa = cpu.isa();
-    over_rows(cpu, gradient, n.max(1), |first, gradient| {
-        for (i, gradient) in gradient.chunks_exact_mut(n).enumerate() {
+    over_rows(cpu, logits, n.max(1), |first, logits| {
+        for (i, gradient) in logits.chunks_exact_mut(n).enumerate() {
             let row = first + i;
             if targets[row] == IGNORE {
                 gradient.fill(T::default());
                 continue;
             }
-            let (logits, [max, log_sum, _]) = (&logits[row * n..][..n], statistics[row]);
+            let [max, log_sum, _] = statistics[row];
             wide(isa, || {
-                for (gradient, logit) in gradient.iter_mut().zip(logits) {
-                    *gradient = (*logit - max - log_sum).exp() * scale;
+                for logit in gradient.iter_mut() {
+                    *logit = (*logit - max - log_sum).exp() * scale;
                 }
             });
             let at = targets[row] as usize;
@@ -67,7 +63,7 @@ pub fn backward<T: Real>(
 
 /// What a forward and a backward call over `m` rows of `n` move and compute; an exp counts as one.
 pub fn cost(m: usize, n: usize) -> Cost {
-    Cost { bytes: 4 * (4 * m * n) as u64, flops: 7 * (m * n) as u64 }
+    Cost { bytes: 4 * (3 * m * n) as u64, flops: 7 * (m * n) as u64 }
 }
 
 /// The kernel that runs on `isa`.
@@ -85,12 +81,8 @@ fn columns<T>(logits: &[T], targets: &[u32]) -> usize {
 
 #[inline(always)]
 fn row_statistics<T: Real>(logits: &[T], target: u32) -> [T; 3] {
-    let mut largest = [logits[0]; LANES];
-    for chunk in logits.chunks(LANES) {
-        // `larger` keeps a NaN on its left, and a NaN on its right is found by the sum below.
-        largest.iter_mut().zip(chunk).for_each(|(most, x)| *most = most.larger(*x));
-    }
-    let max = largest.into_iter().fold(logits[0], |most, x| most.larger(x));
+    // A NaN that it loses is found by the sum below.
+    let max = largest_of(logits.len(), |i| logits[i]);
     let log_sum = sum_of(logits.len(), |i| (logits[i] - max).exp()).ln();
     let below = |target: u32| max - logits[target as usize];
     let loss = if target == IGNORE { T::default() } else { below(target) + log_sum };
@@ -104,10 +96,9 @@ mod tests {
 
     fn run<T: Real>(cpu: &Cpu, logits: &[T], targets: &[u32]) -> (Vec<[T; 3]>, Vec<T>) {
         let nan = T::of(f64::NAN);
-        let (mut statistics, mut gradient) =
-            (vec![[nan; 3]; targets.len()], vec![nan; logits.len()]);
+        let (mut statistics, mut gradient) = (vec![[nan; 3]; targets.len()], logits.to_vec());
         forward(cpu, logits, targets, &mut statistics);
-        backward(cpu, logits, targets, &statistics, T::of(0.5), &mut gradient);
+        backward(cpu, targets, &statistics, T::of(0.5), &mut gradient);
         (statistics, gradient)
     }
 

@@ -7,6 +7,7 @@
 //! Source: Goto and van de Geijn 2008 (doi 10.1145/1356052.1356053); strides as in BLIS, Van Zee and
 //! van de Geijn 2015 (doi 10.1145/2764454).
 
+mod number;
 mod pack;
 mod scalar;
 #[cfg(test)]
@@ -16,8 +17,10 @@ mod x86;
 
 use half::bf16;
 
+pub use number::Multiply;
+use number::Packed;
+
 use crate::parallel::Tile;
-use crate::real::Real;
 use crate::{Cost, Cpu, Isa, Shape};
 pub use scalar::oracle;
 
@@ -97,7 +100,7 @@ pub const SHAPES: [Shape; 7] = [
     Shape { m: 2048, n: 768, k: 256 },
 ];
 
-/// `c = a · b`.
+/// `c = a · b`, whatever c held.
 pub fn multiply(
     cpu: &Cpu,
     precision: Precision,
@@ -105,8 +108,10 @@ pub fn multiply(
     b: Matrix<'_, f32>,
     c: &mut [f32],
 ) {
-    c.fill(0.0);
-    multiply_add(cpu, precision, a, b, c);
+    if a.cols == 0 {
+        c.fill(0.0);
+    }
+    choose(cpu, precision, a, b, (c, First::Stores));
 }
 
 /// `c += a · b`.
@@ -116,6 +121,23 @@ pub fn multiply_add(
     a: Matrix<'_, f32>,
     b: Matrix<'_, f32>,
     c: &mut [f32],
+) {
+    choose(cpu, precision, a, b, (c, First::Adds));
+}
+
+/// What the first sums of a number of c do to what it holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum First {
+    Stores,
+    Adds,
+}
+
+fn choose(
+    cpu: &Cpu,
+    precision: Precision,
+    a: Matrix<'_, f32>,
+    b: Matrix<'_, f32>,
+    (c, first): (&mut [f32], First),
 ) {
     assert!(
         a.cols == b.rows && c.len() == a.rows * b.cols,
@@ -128,47 +150,9 @@ pub fn multiply_add(
     );
     match (cpu.isa(), precision) {
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512Vnni(isa), Precision::Bf16) => run(cpu, &x86::bf16(&isa), a, b, c),
-        (isa, Precision::Bf16) => f32_engine(isa, nearest_bf16, cpu, (a, b), c),
-        (isa, Precision::F32) => f32_engine(isa, |x| x, cpu, (a, b), c),
-    }
-}
-
-/// f32 by the kernels of this file, f64 by [`oracle`].
-pub trait Multiply: Real {
-    /// `c += a · b`; f64 is not rounded, whatever the precision.
-    fn multiply_add(
-        cpu: &Cpu,
-        precision: Precision,
-        a: Matrix<'_, Self>,
-        b: Matrix<'_, Self>,
-        c: &mut [Self],
-    );
-}
-
-impl Multiply for f32 {
-    fn multiply_add(
-        cpu: &Cpu,
-        precision: Precision,
-        a: Matrix<'_, f32>,
-        b: Matrix<'_, f32>,
-        c: &mut [f32],
-    ) {
-        multiply_add(cpu, precision, a, b, c);
-    }
-}
-
-impl Multiply for f64 {
-    fn multiply_add(
-        _cpu: &Cpu,
-        _precision: Precision,
-        a: Matrix<'_, f64>,
-        b: Matrix<'_, f64>,
-        c: &mut [f64],
-    ) {
-        let mut product = vec![0.0; c.len()];
-        oracle(a, b, &mut product);
-        c.iter_mut().zip(product).for_each(|(c, p)| *c += p);
+        (Isa::Avx512Vnni(isa), Precision::Bf16) => run(cpu, &x86::bf16(&isa), a, b, (c, first)),
+        (isa, Precision::Bf16) => f32_engine(isa, nearest_bf16, cpu, (a, b), (c, first)),
+        (isa, Precision::F32) => f32_engine(isa, |x| x, cpu, (a, b), (c, first)),
     }
 }
 
@@ -178,7 +162,7 @@ fn f32_engine(
     round: impl Fn(f32) -> f32 + Copy + Sync,
     cpu: &Cpu,
     (a, b): (Matrix<'_, f32>, Matrix<'_, f32>),
-    c: &mut [f32],
+    c: (&mut [f32], First),
 ) {
     match isa {
         #[cfg(target_arch = "x86_64")]
@@ -217,7 +201,7 @@ const DEPTH: usize = 256;
 /// Most rows and columns of a tile of c; see [`DEPTH`].
 const TILE: (usize, usize) = (96, 256);
 
-/// `tile(a, b, c)` adds a packed panel of `mr` rows times one of `nr` columns to `c (mr, nr)`.
+/// `tile(a, b, c)` writes a packed panel of `mr` rows times one of `nr` columns to `c (mr, nr)`.
 type TileOf<'a, P> = dyn Fn(&[P], &[P], &mut [f32]) + Sync + 'a;
 
 /// How an instruction set multiplies.
@@ -233,24 +217,29 @@ struct Engine<'a, P, R> {
 /// The largest `mr · nr` of all engines.
 const MOST: usize = 12 * 32;
 
-fn run<P: Copy + Default + Send + Sync>(
+fn run<P: Packed>(
     cpu: &Cpu,
     engine: &Engine<'_, P, impl Fn(f32) -> P + Copy + Sync>,
     a: Matrix<'_, f32>,
     b: Matrix<'_, f32>,
-    c: &mut [f32],
+    (c, first): (&mut [f32], First),
 ) {
     let (m, n, k) = (a.rows, b.cols, a.cols);
     if m == 0 || n == 0 {
         return;
     }
     let threads = cpu.threads();
-    let (mut packed_a, mut packed_b) = (Vec::new(), Vec::new());
+    let most = |rows: usize, width: usize| {
+        rows.next_multiple_of(width) * k.min(DEPTH).next_multiple_of(engine.pair)
+    };
+    let mut packed_a = P::room(cpu, most(m, engine.mr));
+    let mut packed_b = P::room(cpu, most(n, engine.nr));
     // Three shares of each a thread, so that none waits long for the last.
     let rows = threads.share(m.div_ceil(3), engine.mr).min(TILE.0.next_multiple_of(engine.mr));
     let cols = n.next_multiple_of(engine.nr).min(TILE.1);
     for start in (0..k).step_by(DEPTH) {
         let slab = start..k.min(start + DEPTH);
+        let stores = start == 0 && first == First::Stores;
         let depth = slab.len().next_multiple_of(engine.pair);
         pack::panels(cpu, engine, a, (engine.mr, slab.clone()), &mut packed_a);
         pack::panels(cpu, engine, b.transposed(), (engine.nr, slab), &mut packed_b);
@@ -262,25 +251,32 @@ fn run<P: Copy + Default + Send + Sync>(
                 let a = &packed_a[row * depth..][..engine.mr * depth];
                 for col in cols.clone().step_by(engine.nr) {
                     let b = &packed_b[col * depth..][..engine.nr * depth];
-                    sums.fill(0.0);
                     (engine.tile)(a, b, sums);
                     let height = engine.mr.min(rows.end - row);
                     let sums = sums.chunks_exact(engine.nr).take(height);
-                    add_to(&mut tile, (row - rows.start, col - cols.start), sums);
+                    let at = (row - rows.start, col - cols.start);
+                    put(&mut tile, at, sums, stores);
                 }
             }
         });
     }
 }
 
-/// Adds rows of sums to a tile of c from `(row, col)` on, as far as the tile goes.
-fn add_to<'a>(
+/// Writes rows of sums to a tile of c from `(row, col)` on, as far as the tile goes, or adds them.
+fn put<'a>(
     tile: &mut Tile<'_, f32>,
     (row, col): (usize, usize),
     sums: impl Iterator<Item = &'a [f32]>,
+    stores: bool,
 ) {
     for (i, sums) in sums.enumerate() {
-        tile.row(row + i)[col..].iter_mut().zip(sums).for_each(|(c, sum)| *c += sum);
+        let c = &mut tile.row(row + i)[col..];
+        let len = c.len().min(sums.len());
+        if stores {
+            c[..len].copy_from_slice(&sums[..len]);
+        } else {
+            c.iter_mut().zip(sums).for_each(|(c, sum)| *c += sum);
+        }
     }
 }
 

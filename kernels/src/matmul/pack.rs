@@ -11,15 +11,14 @@ pub(super) fn panels<P: Copy + Default + Send + Sync>(
     engine: &Engine<'_, P, impl Fn(f32) -> P + Copy + Sync>,
     m: Matrix<'_, f32>,
     (width, slab): (usize, Range<usize>),
-    packed: &mut Vec<P>,
+    packed: &mut [P],
 ) {
     let pair = engine.pair;
     let size = width * slab.len().next_multiple_of(pair);
     let count = m.rows.div_ceil(width);
-    packed.resize(count * size, P::default());
     // A share is several panels: a loop costs a microsecond to start.
     let share = cpu.threads().share(count, 1);
-    cpu.threads().chunks_mut(packed, share * size, |first, panels| {
+    cpu.threads().chunks_mut(&mut packed[..count * size], share * size, |first, panels| {
         for (p, panel) in panels.chunks_exact_mut(size).enumerate() {
             let start = (first * share + p) * width;
             let rows = start..m.rows.min(start + width);

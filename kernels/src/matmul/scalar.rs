@@ -10,6 +10,7 @@ pub(super) fn engine<R>(round: R) -> Engine<'static, f32, R> {
 }
 
 fn tile(a: &[f32], b: &[f32], c: &mut [f32]) {
+    c.fill(0.0);
     let (c, _) = c.as_chunks_mut::<NR>();
     for (a, b) in a.as_chunks::<MR>().0.iter().zip(b.as_chunks::<NR>().0) {
         for (c, a) in c.iter_mut().zip(a) {

@@ -201,16 +201,15 @@ pub(super) fn passed(
     dy: Tensor,
 ) -> Result<Tensor> {
     let values = x.as_slice::<f32>()?;
-    let shape = dy.shape().to_vec();
-    let mut dx = dy.into_vec::<f32>()?;
-    for_groups(cpu, codes.group, &mut dx, |group, start, dx| {
-        let (scale, zero) = (scales.scale[group], scales.zero[group]);
-        for (dx, x) in dx.iter_mut().zip(&values[start..]) {
-            let inside = codes.at(*x, scale, zero).1;
-            *dx = if inside { codes.back(*dx, scale) } else { 0.0 };
-        }
-    });
-    Tensor::new(dx, &shape)
+    dy.changed::<f32>(|dx| {
+        for_groups(cpu, codes.group, dx, |group, start, dx| {
+            let (scale, zero) = (scales.scale[group], scales.zero[group]);
+            for (dx, x) in dx.iter_mut().zip(&values[start..]) {
+                let inside = codes.at(*x, scale, zero).1;
+                *dx = if inside { codes.back(*dx, scale) } else { 0.0 };
+            }
+        });
+    })
 }
 
 /// Runs `f(group, start, numbers)` on every group, some of them on each thread.

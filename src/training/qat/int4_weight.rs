@@ -57,13 +57,13 @@ fn by_groups(
     affine::for_groups(tape.cpu(), group, &mut y, |_, _, y| forward(y));
     let y = Tensor::new(y, w.shape())?;
     tape.custom("fake_quantize_int4", &[w], y, move |up, dy| {
-        let shape = dy.shape().to_vec();
         let w = kept.as_slice::<f32>()?;
-        let mut dw = dy.into_vec::<f32>()?;
-        affine::for_groups(up.cpu, group, &mut dw, |_, start, dw| {
-            backward(&w[start..][..dw.len()], dw);
-        });
-        Ok(vec![Some(Tensor::new(dw, &shape)?)])
+        let dw = dy.changed::<f32>(|dw| {
+            affine::for_groups(up.cpu, group, dw, |_, start, dw| {
+                backward(&w[start..][..dw.len()], dw);
+            });
+        })?;
+        Ok(vec![Some(dw)])
     })
 }
 
