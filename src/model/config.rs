@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value as Json};
 
+use super::experts::ExpertsConfig;
 use crate::error::{Error, Result};
 
 /// How rotary frequencies are stretched for long contexts.
@@ -49,6 +50,8 @@ pub struct ModelConfig {
     /// RMSNorm over each query and key head (Qwen3).
     pub qk_norm: bool,
     pub tie_word_embeddings: bool,
+    /// Experts in the place of feed-forward layers (Mixtral, Qwen2-MoE, Qwen3-MoE).
+    pub experts: Option<ExpertsConfig>,
     /// Attention sees at most this many positions back, in the layers that `sliding_layers` names.
     pub sliding_window: Option<usize>,
     /// Whether each layer has the window; empty where all have it (Mistral).
@@ -71,7 +74,9 @@ impl ModelConfig {
             return Err(Error::invalid("config.json: wanted an object"));
         };
         let model_type = text(map, "model_type")?.unwrap_or("llama").to_owned();
-        let known = ["llama", "mistral", "qwen2", "qwen3"];
+        let known = ["llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"];
+        let is_qwen2 = model_type.starts_with("qwen2");
+        let is_qwen3 = model_type.starts_with("qwen3");
         if !known.contains(&model_type.as_str()) {
             return Err(Error::invalid(format!(
                 "config.json: model_type {model_type:?} is not supported; wanted one of {}",
@@ -88,7 +93,7 @@ impl ModelConfig {
         let (hidden_size, layers) = (dim(map, "hidden_size")?, dim(map, "num_hidden_layers")?);
         let heads = dim(map, "num_attention_heads")?;
         let attention_bias = flag(map, "attention_bias")?.unwrap_or(false);
-        let has_attention_bias = ["llama", "qwen3"].contains(&model_type.as_str());
+        let has_attention_bias = model_type == "llama" || is_qwen3;
         let sliding_window = sliding_window(map, &model_type)?;
         let config = ModelConfig {
             vocab_size: dim(map, "vocab_size")?,
@@ -97,7 +102,7 @@ impl ModelConfig {
             num_hidden_layers: layers,
             num_attention_heads: heads,
             num_key_value_heads: optional_dim(map, "num_key_value_heads")?.unwrap_or(heads),
-            head_dim: optional_dim(map, "head_dim")?.unwrap_or(if model_type == "qwen3" {
+            head_dim: optional_dim(map, "head_dim")?.unwrap_or(if is_qwen3 {
                 128
             } else {
                 hidden_size / heads
@@ -106,11 +111,12 @@ impl ModelConfig {
             rms_norm_eps: number(map, "rms_norm_eps")?.unwrap_or(1e-6) as f32,
             rope_theta: rope_parameter(map, "rope_theta")?.unwrap_or(10_000.0),
             rope_scaling: rope_scaling(map)?,
-            qkv_bias: model_type == "qwen2" || (has_attention_bias && attention_bias),
+            qkv_bias: is_qwen2 || (has_attention_bias && attention_bias),
             o_bias: has_attention_bias && attention_bias,
             mlp_bias: model_type == "llama" && flag(map, "mlp_bias")?.unwrap_or(false),
-            qk_norm: model_type == "qwen3",
+            qk_norm: is_qwen3,
             tie_word_embeddings: flag(map, "tie_word_embeddings")?.unwrap_or(false),
+            experts: ExpertsConfig::of_json(map, &model_type)?,
             sliding_layers: match sliding_window {
                 Some(_) => sliding_layers(map, &model_type, layers)?,
                 None => Vec::new(),
@@ -191,7 +197,7 @@ fn text<'a>(map: &'a Map<String, Json>, key: &str) -> Result<Option<&'a str>> {
     }
 }
 
-fn flag(map: &Map<String, Json>, key: &str) -> Result<Option<bool>> {
+pub(super) fn flag(map: &Map<String, Json>, key: &str) -> Result<Option<bool>> {
     match map.get(key) {
         None | Some(Json::Null) => Ok(None),
         Some(Json::Bool(b)) => Ok(Some(*b)),
@@ -206,7 +212,7 @@ fn number(map: &Map<String, Json>, key: &str) -> Result<Option<f64>> {
     }
 }
 
-fn optional_dim(map: &Map<String, Json>, key: &str) -> Result<Option<usize>> {
+pub(super) fn optional_dim(map: &Map<String, Json>, key: &str) -> Result<Option<usize>> {
     match map.get(key) {
         None | Some(Json::Null) => Ok(None),
         Some(value) => {
@@ -217,9 +223,23 @@ fn optional_dim(map: &Map<String, Json>, key: &str) -> Result<Option<usize>> {
     }
 }
 
-fn dim(map: &Map<String, Json>, key: &str) -> Result<usize> {
+pub(super) fn dim(map: &Map<String, Json>, key: &str) -> Result<usize> {
     optional_dim(map, key)?
         .ok_or_else(|| Error::invalid(format!("config.json: {key} is missing; wanted a number")))
+}
+
+/// A list of small numbers, empty where there is none.
+pub(super) fn list_of_dims(map: &Map<String, Json>, key: &str) -> Result<Vec<usize>> {
+    let number = |value: &Json| {
+        let number = value.as_u64().filter(|number| *number <= MAX_DIM);
+        let number = number.and_then(|number| usize::try_from(number).ok());
+        number.ok_or_else(|| wrong(key, "a list of whole numbers", value))
+    };
+    match map.get(key) {
+        None | Some(Json::Null) => Ok(Vec::new()),
+        Some(Json::Array(all)) => all.iter().map(number).collect(),
+        Some(value) => Err(wrong(key, "a list of whole numbers", value)),
+    }
 }
 
 fn token_ids(map: &Map<String, Json>, key: &str) -> Result<Vec<u32>> {
@@ -242,6 +262,8 @@ fn sliding_window(map: &Map<String, Json>, model_type: &str) -> Result<Option<us
     const IF_NOT_SAID: usize = 4096; // transformers' default for Mistral and Qwen
     let has_one = match model_type {
         "mistral" => true,
+        // Mixtral's config says null; where it says nothing, transformers has none.
+        "mixtral" => map.contains_key("sliding_window"),
         "llama" => false,
         _ => flag(map, "use_sliding_window")?.unwrap_or(false),
     };

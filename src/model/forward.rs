@@ -6,7 +6,7 @@ use aolab_kernels::rope::{self, RopeShape};
 use aolab_kernels::{Cpu, activation, norm};
 
 use super::cuda::GpuContext;
-use super::{Job, Layer, Linear, Model};
+use super::{FeedForward, Job, Layer, Linear, Model};
 use crate::error::{Context as _, Error, Result};
 
 /// Sees what flows through the model: calibration, statistics, tests.
@@ -443,19 +443,26 @@ impl Block<'_> {
         Ok(())
     }
 
-    /// `x += down_proj(silu(gate_proj(norm(x))) · up_proj(norm(x)))`.
+    /// `x += down_proj(silu(gate_proj(norm(x))) · up_proj(norm(x)))`, or that of the experts of each token.
     fn feed_forward(&mut self, s: &mut Scratch) -> Result<()> {
         let layer = self.layer;
         let weight = layer.post_attention_layernorm.as_slice()?;
         let eps = self.model.config.rms_norm_eps;
         norm::rms_norm(self.cpu, &s.x, weight, eps, &mut s.normed);
+        let dense = match &layer.feed_forward {
+            FeedForward::Dense(dense) => dense,
+            FeedForward::Experts(experts) => {
+                add(&mut s.x, &experts.forward(self.cpu, &s.normed, self.m)?);
+                return Ok(());
+            }
+        };
         let gate_up = &mut [
-            ("mlp.gate_proj", &layer.gate_proj, &mut *s.gate),
-            ("mlp.up_proj", &layer.up_proj, &mut *s.up),
+            ("mlp.gate_proj", &dense.gate_proj, &mut *s.gate),
+            ("mlp.up_proj", &dense.up_proj, &mut *s.up),
         ];
         self.linears(&s.normed, gate_up)?;
         activation::silu_mul(self.cpu, &s.gate, &s.up, &mut s.activated);
-        let down = ("mlp.down_proj", &layer.down_proj, &mut *s.projected);
+        let down = ("mlp.down_proj", &dense.down_proj, &mut *s.projected);
         self.linears(&s.activated, &mut [down])?;
         add(&mut s.x, &s.projected);
         Ok(())

@@ -7,6 +7,7 @@ use aolab_kernels::cuda::Device;
 use aolab_kernels::kv_cache::CacheFormat;
 
 use super::cuda::Placed;
+use super::experts::{Dense, Experts, FeedForward, SHARED_GATE};
 use super::{ModelConfig, ParameterSource, Weight};
 use crate::data::Tokenizer;
 use crate::error::{Context as _, Error, Result, did_you_mean};
@@ -33,38 +34,21 @@ pub struct Layer {
     pub q_norm: Option<Tensor>,
     pub k_norm: Option<Tensor>,
     pub post_attention_layernorm: Tensor,
-    pub gate_proj: Linear,
-    pub up_proj: Linear,
-    pub down_proj: Linear,
+    pub feed_forward: FeedForward,
 }
 
-/// The linear layers of a block, in the order in which they run.
-const BLOCK_LINEARS: [&str; 7] = [
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-];
-
 impl Layer {
-    fn linears(&self) -> [(&'static str, &Linear); 7] {
-        let linears = [
-            &self.q_proj,
-            &self.k_proj,
-            &self.v_proj,
-            &self.o_proj,
-            &self.gate_proj,
-            &self.up_proj,
-            &self.down_proj,
+    /// The linear layers of a block, in the order in which they run.
+    fn linears(&self) -> Vec<(String, &Linear)> {
+        let attention = [
+            ("self_attn.q_proj", &self.q_proj),
+            ("self_attn.k_proj", &self.k_proj),
+            ("self_attn.v_proj", &self.v_proj),
+            ("self_attn.o_proj", &self.o_proj),
         ];
-        let mut i = 0;
-        linears.map(|linear| {
-            i += 1;
-            (BLOCK_LINEARS[i - 1], linear)
-        })
+        let mut all: Vec<_> = attention.map(|(name, linear)| (name.to_owned(), linear)).into();
+        all.extend(self.feed_forward.linears());
+        all
     }
 
     fn linear_mut(&mut self, name: &str) -> Option<&mut Linear> {
@@ -73,10 +57,7 @@ impl Layer {
             "self_attn.k_proj" => Some(&mut self.k_proj),
             "self_attn.v_proj" => Some(&mut self.v_proj),
             "self_attn.o_proj" => Some(&mut self.o_proj),
-            "mlp.gate_proj" => Some(&mut self.gate_proj),
-            "mlp.up_proj" => Some(&mut self.up_proj),
-            "mlp.down_proj" => Some(&mut self.down_proj),
-            _ => None,
+            name => self.feed_forward.linear_mut(name),
         }
     }
 }
@@ -164,10 +145,10 @@ impl Model {
     /// Every linear layer with its name, in the order in which they run. A tied output layer is the
     /// embedding, and is not listed.
     pub fn linears(&self) -> Vec<(String, Linear)> {
-        let mut all = Vec::with_capacity(self.layers.len() * BLOCK_LINEARS.len() + 1);
+        let mut all = Vec::new();
         for (i, layer) in self.layers.iter().enumerate() {
-            let named = layer.linears().map(|(name, linear)| (fqn(i, name), linear.clone()));
-            all.extend(named);
+            let linears = layer.linears().into_iter();
+            all.extend(linears.map(|(name, linear)| (fqn(i, &name), linear.clone())));
         }
         all.extend(self.lm_head.iter().map(|head| ("lm_head".to_owned(), head.clone())));
         all
@@ -192,7 +173,7 @@ impl Model {
         let found = match in_block(fqn) {
             None => self.lm_head.as_ref().filter(|_| fqn == "lm_head"),
             Some((index, name)) => self.layers.get(index).and_then(|layer| {
-                layer.linears().into_iter().find(|(other, _)| *other == name).map(|found| found.1)
+                layer.linears().into_iter().find(|(other, _)| other == name).map(|found| found.1)
             }),
         };
         found.ok_or_else(|| self.no_linear(fqn))
@@ -312,6 +293,29 @@ fn build_layer(config: &ModelConfig, source: &dyn ParameterSource, i: usize) -> 
     let head_norm = |name: &str| {
         if config.qk_norm { norm(name, config.head_dim).map(Some) } else { Ok(None) }
     };
+    let dense = |[gate, up, down]: [String; 3], ffn, bias| -> Result<Dense> {
+        Ok(Dense {
+            gate_proj: part(&gate, (ffn, d), bias)?,
+            up_proj: part(&up, (ffn, d), bias)?,
+            down_proj: part(&down, (d, ffn), bias)?,
+        })
+    };
+    let feed_forward = || {
+        let Some(experts) = config.experts.as_ref().filter(|experts| experts.in_layer(i)) else {
+            let names = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"].map(str::to_owned);
+            return dense(names, ffn, config.mlp_bias).map(FeedForward::Dense);
+        };
+        let expert = |e| dense(experts.expert(e), experts.intermediate_size, false);
+        let shared = |ffn| -> Result<_> {
+            Ok((dense(experts.shared(), ffn, false)?, part(SHARED_GATE, (1, d), false)?))
+        };
+        Ok(FeedForward::Experts(Experts {
+            router: part(experts.router(), (experts.count, d), false)?,
+            experts: (0..experts.count).map(expert).collect::<Result<_>>()?,
+            shared: experts.shared_intermediate_size.map(shared).transpose()?,
+            config: experts.clone(),
+        }))
+    };
     let build = || {
         Ok(Layer {
             input_layernorm: norm("input_layernorm.weight", d)?,
@@ -322,9 +326,7 @@ fn build_layer(config: &ModelConfig, source: &dyn ParameterSource, i: usize) -> 
             q_norm: head_norm("self_attn.q_norm.weight")?,
             k_norm: head_norm("self_attn.k_norm.weight")?,
             post_attention_layernorm: norm("post_attention_layernorm.weight", d)?,
-            gate_proj: part("mlp.gate_proj", (ffn, d), config.mlp_bias)?,
-            up_proj: part("mlp.up_proj", (ffn, d), config.mlp_bias)?,
-            down_proj: part("mlp.down_proj", (d, ffn), config.mlp_bias)?,
+            feed_forward: feed_forward()?,
         })
     };
     build().within(format!("block {i}"))

@@ -16,7 +16,8 @@ pub fn initialize(parameters: &Parameters, blocks: usize, seed: u64) -> Result<P
     #[expect(clippy::cast_precision_loss, reason = "block counts are small")]
     let residual = SPREAD / (2.0 * blocks.max(1) as f32).sqrt();
     for (name, tensor) in parameters.iter() {
-        let ends_branch = name.contains("o_proj") || name.contains("down_proj");
+        let ends_branch =
+            name.contains("o_proj") || name.contains("down_proj") || name.ends_with(".w2.weight");
         let spread = if ends_branch { residual } else { SPREAD };
         let is_matrix = tensor.shape().len() > 1;
         let value = |rng: &mut Rng| match name {

@@ -13,6 +13,7 @@ mod initial;
 pub mod int8;
 pub mod mx;
 mod network;
+mod network_experts;
 pub mod nvfp4;
 pub mod optim;
 mod parameters;

@@ -162,7 +162,7 @@ impl Pass {
     }
 
     fn attend_and_feed(&self, tape: &Tape, i: usize, x: &Var, own: &Vars) -> Result<Var> {
-        let layer = Layer { pass: self, tape, own, prefix: format!("model.layers.{i}.") };
+        let layer = Layer { pass: self, tape, own, prefix: format!("model.layers.{i}."), index: i };
         let attended = layer.attention(x).within("self_attn")?;
         // Three draws of dropout a block: see `dropout`.
         let x = tape.add(x, &self.dropout(tape, attended, 2 * i as u64 + 1)?)?;
@@ -181,19 +181,26 @@ impl Pass {
     }
 }
 
-struct Layer<'a> {
+/// One block on a tape.
+pub(super) struct Layer<'a> {
     pass: &'a Pass,
-    tape: &'a Tape,
+    pub(super) tape: &'a Tape,
     own: &'a Vars,
     prefix: String,
+    index: usize,
 }
 
 impl Layer<'_> {
-    fn get(&self, name: &str) -> Result<&Var> {
+    pub(super) fn get(&self, name: &str) -> Result<&Var> {
         self.own.get(&format!("{}{name}", self.prefix))
     }
 
-    fn linear(&self, name: &str, x: &Var) -> Result<Var> {
+    /// Tokens that the linear layers take at a time.
+    pub(super) fn token_multiple(&self) -> usize {
+        self.pass.options.rule.token_multiple()
+    }
+
+    pub(super) fn linear(&self, name: &str, x: &Var) -> Result<Var> {
         let fqn = format!("{}{name}", self.prefix);
         let weight = self.get(&format!("{name}.weight"))?;
         let own = self.own.below(&format!("{fqn}."));
@@ -226,7 +233,8 @@ impl Layer<'_> {
         let (q, k) = (self.head_norm("q_norm", q)?, self.head_norm("k_norm", k)?);
         let q = tape.rope(&q, &pass.positions, pass.shape.heads)?;
         let k = tape.rope(&k, &pass.positions, pass.shape.kv_heads)?;
-        let attended = tape.attention(&q, &k, &v, &pass.shape)?;
+        let shape = Sequences { window: pass.config.window(self.index), ..pass.shape };
+        let attended = tape.attention(&q, &k, &v, &shape)?;
         self.linear("self_attn.o_proj", &attended)
     }
 
@@ -234,6 +242,10 @@ impl Layer<'_> {
         let tape = self.tape;
         let weight = self.get("post_attention_layernorm.weight")?;
         let normed = tape.rms_norm(x, weight, self.pass.config.rms_norm_eps)?;
+        let experts = self.pass.config.experts.as_ref();
+        if let Some(experts) = experts.filter(|experts| experts.in_layer(self.index)) {
+            return self.experts(experts, &normed);
+        }
         let gate = self.linear("mlp.gate_proj", &normed)?;
         let up = self.linear("mlp.up_proj", &normed)?;
         let activated = tape.activate_mul(Activation::Silu, &gate, &up)?;

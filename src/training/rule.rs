@@ -19,6 +19,11 @@ pub trait LinearRule: fmt::Debug + Send + Sync {
         tape.embedding(table, ids)
     }
 
+    /// Tokens must be a multiple of this; experts' groups are filled up with zeros.
+    fn token_multiple(&self) -> usize {
+        1
+    }
+
     /// Adds the parameters that the rule trains besides (scales that are learned, adapters), before the first step.
     fn prepare(&self, parameters: &mut Parameters) -> Result<()> {
         let _ = parameters;

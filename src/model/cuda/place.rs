@@ -80,10 +80,11 @@ fn place_layer(
         (name("self_attn.k_proj"), &layer.k_proj),
         (name("self_attn.v_proj"), &layer.v_proj),
     ];
+    let dense = layer.feed_forward.dense("the GPU's forward pass")?;
     let gate_up =
-        [(name("mlp.gate_proj"), &layer.gate_proj), (name("mlp.up_proj"), &layer.up_proj)];
+        [(name("mlp.gate_proj"), &dense.gate_proj), (name("mlp.up_proj"), &dense.up_proj)];
     let o = [(name("self_attn.o_proj"), &layer.o_proj)];
-    let down = [(name("mlp.down_proj"), &layer.down_proj)];
+    let down = [(name("mlp.down_proj"), &dense.down_proj)];
     Ok(PlacedLayer {
         input_norm: vector(&layer.input_layernorm)?,
         qkv: place(device, &qkv, Rows::Plain, report)?,

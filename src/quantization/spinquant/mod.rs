@@ -94,7 +94,8 @@ pub fn apply_spinquant(cpu: &Cpu, model: &mut Model, options: &SpinQuantOptions)
     if options.use_r4 {
         let plan = plan_for(turned.config.intermediate_size, "intermediate size")?;
         for layer in &mut turned.layers {
-            let down = &mut Arc::make_mut(layer).down_proj;
+            let feed_forward = &mut Arc::make_mut(layer).feed_forward;
+            let down = &mut feed_forward.dense_mut(WORKFLOW.name)?.down_proj;
             let rotation = Rotation::new(plan.clone(), None);
             let inner = rotation.of_inputs(cpu, down.weight.as_ref(), None)?;
             down.weight = Arc::new(HadamardWeight::new(inner)?);
@@ -210,10 +211,11 @@ fn turn_residual_stream(cpu: &Cpu, model: &mut Model, rng: &mut Rng) -> Result<(
             linear.weight = rotation.of_inputs(cpu, linear.weight.as_ref(), Some(&norm))?;
         }
         let norm = layer.post_attention_layernorm.to_f32_vec();
-        for linear in [&mut layer.gate_proj, &mut layer.up_proj] {
+        let dense = layer.feed_forward.dense_mut(WORKFLOW.name)?;
+        for linear in [&mut dense.gate_proj, &mut dense.up_proj] {
             linear.weight = rotation.of_inputs(cpu, linear.weight.as_ref(), Some(&norm))?;
         }
-        for linear in [&mut layer.o_proj, &mut layer.down_proj] {
+        for linear in [&mut layer.o_proj, &mut dense.down_proj] {
             linear.weight = rotation.of_outputs(cpu, linear.weight.as_ref())?;
             rotation.of_bias(&mut linear.bias)?;
         }

@@ -191,6 +191,10 @@ impl LinearRule for MXRule {
         self.config.to_string()
     }
 
+    fn token_multiple(&self) -> usize {
+        MX_BLOCK
+    }
+
     fn linear(&self, tape: &Tape, fqn: &str, x: &Var, weight: &Var, _own: &Vars) -> Result<Var> {
         if fqn == "lm_head" {
             return tape.linear(x, weight);

@@ -143,6 +143,10 @@ impl LinearRule for NVFP4Rule {
         "nvfp4".to_owned()
     }
 
+    fn token_multiple(&self) -> usize {
+        NVFP4_BLOCK
+    }
+
     fn linear(&self, tape: &Tape, fqn: &str, x: &Var, weight: &Var, _own: &Vars) -> Result<Var> {
         if fqn == "lm_head" {
             return tape.linear(x, weight);

@@ -12,6 +12,7 @@
 use crate::autograd::{Tape, Var};
 use crate::error::{Context as _, Error, Result};
 use crate::kernels::Cpu;
+use crate::model::is_router;
 use crate::quantization::primitives::torch_mean;
 use crate::tensor::{DType, Tensor};
 use crate::training::{LinearRule, Parameters, Vars};
@@ -110,14 +111,15 @@ impl ParetoQ {
         tape.custom("paretoq", &[weight, clip_val], seen, move |up, dy| {
             let (w, alphas) = (ws.as_slice::<f32>()?, alphas.as_slice::<f32>()?);
             let dalpha = self.clip_val_gradient(w, alphas, dy.as_slice()?, share);
-            let mut dw = dy.into_vec::<f32>()?;
-            on_rows(up.cpu, k, &mut dw, alphas, |first, alpha, row| {
-                let outside = |w: &f32| !self.at(*w, alpha).2;
-                let pairs = row.iter_mut().zip(&w[first..]);
-                // torch multiplies with 0, which keeps a sign.
-                pairs.filter(|(_, w)| outside(w)).for_each(|(dw, _)| *dw *= 0.0);
-            });
-            Ok(vec![Some(Tensor::new(dw, &[n, k])?), Some(Tensor::new(dalpha, &[n, 1])?)])
+            let dw = dy.changed::<f32>(|dw| {
+                on_rows(up.cpu, k, dw, alphas, |first, alpha, row| {
+                    let outside = |w: &f32| !self.at(*w, alpha).2;
+                    let pairs = row.iter_mut().zip(&w[first..]);
+                    // torch multiplies with 0, which keeps a sign.
+                    pairs.filter(|(_, w)| outside(w)).for_each(|(dw, _)| *dw *= 0.0);
+                });
+            })?;
+            Ok(vec![Some(dw), Some(Tensor::new(dalpha, &[n, 1])?)])
         })
     }
 
@@ -225,7 +227,7 @@ impl LinearRule for ParetoQRule {
 fn chosen(parameters: &Parameters) -> Vec<(String, Tensor)> {
     let module = |(name, tensor): (&String, &Tensor)| {
         let module = name.strip_suffix(".weight")?;
-        let left_alone = ["model.embed_tokens", "lm_head"].contains(&module);
+        let left_alone = ["model.embed_tokens", "lm_head"].contains(&module) || is_router(module);
         (tensor.shape().len() == 2 && !left_alone).then(|| (module.to_owned(), tensor.clone()))
     };
     parameters.iter().filter_map(module).collect()

@@ -16,6 +16,7 @@ pub use quantizer::{Quantized, Quantizer, stretched_code, stretched_scale};
 
 use crate::autograd::{Tape, Var};
 use crate::error::{Context as _, Error, Result};
+use crate::model::is_router;
 use crate::tensor::{DType, Tensor};
 use crate::training::{LinearRule, Parameters, Vars};
 
@@ -75,7 +76,7 @@ impl ParqRule {
 fn chosen(parameters: &Parameters) -> Vec<(String, Tensor)> {
     let module = |(name, tensor): (&String, &Tensor)| {
         let module = name.strip_suffix(".weight")?;
-        let left_alone = ["model.embed_tokens", "lm_head"].contains(&module);
+        let left_alone = ["model.embed_tokens", "lm_head"].contains(&module) || is_router(module);
         (tensor.shape().len() == 2 && !left_alone).then(|| (module.to_owned(), tensor.clone()))
     };
     parameters.iter().filter_map(module).collect()
