@@ -67,10 +67,7 @@ pub struct JupyterFolders {
 }
 
 /// Does what the arguments say, and gives the exit code: 2 for usage, 130 for Ctrl-C, 1 for other errors.
-pub fn main(
-    words: impl IntoIterator<Item = OsString>,
-    environment: &Environment,
-) -> ExitCode {
+pub fn main(words: impl IntoIterator<Item = OsString>, environment: &Environment) -> ExitCode {
     let arguments = match Arguments::read(words) {
         Ok(arguments) => arguments,
         Err(shown) => return ended_by(&shown),

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use aolab_kernels::cuda::linear::{Float8Scales, HostWeight};
-use aolab_kernels::cuda::sparse::Stored24;
+use aolab_kernels::cuda::sparse::{Stored24, StoredBlocks};
 use aolab_kernels::dtypes::{e4m3fn_decode, e8m0_decode};
 use aolab_kernels::float_linear::{Element, Panels, Scales};
 use aolab_kernels::packed_linear::{self, Floats, Offset, Values};
@@ -93,6 +93,15 @@ pub enum DeviceForm<'a> {
         /// Their places, as [`crate::kernels::sparse24_linear::codes_of`] makes them.
         codes: Cow<'a, [u8]>,
     },
+    /// Blocks of 64 by 64 that are not zero, in bf16.
+    Blocks {
+        /// `(blocks, 64, 64)`: of each a column's numbers side by side.
+        values: Vec<u16>,
+        /// Where each row of blocks begins, and the number of blocks.
+        crow: Cow<'a, [i32]>,
+        /// The column of blocks of each.
+        col: Cow<'a, [i32]>,
+    },
 }
 
 /// The numbers that a 2:4 weight stores.
@@ -158,6 +167,9 @@ impl DeviceForm<'_> {
             DeviceForm::Int8 { q, scale } => HostWeight::Int8 { q, scale },
             DeviceForm::Int8Dynamic { q, scale } => HostWeight::Int8Dynamic { q, scale },
             DeviceForm::Bf16(w) => HostWeight::Bf16(w),
+            DeviceForm::Blocks { values, crow, col } => {
+                HostWeight::Blocks(StoredBlocks { values, crow, col })
+            }
             DeviceForm::TwoOfFour { stored, codes } => {
                 HostWeight::TwoOfFour { stored: stored.host(), codes }
             }

@@ -148,6 +148,20 @@ pub static SPARSE24: Source = Source {
     ],
 };
 
+/// Layers in blocks of 64 by 64.
+pub static BSR: Source = Source {
+    name: "bsr",
+    headers: &[HOPPER],
+    text: include_str!("sparse/bsr.cu"),
+    hopper_only: true,
+    variants: &[
+        "AO_TN=16 AO_WG=1 AO_STAGES=8 AO_BLOCKS=2",
+        "AO_TN=64 AO_WG=1 AO_STAGES=5 AO_BLOCKS=2",
+        "AO_TN=256 AO_WG=1 AO_STAGES=4 AO_BLOCKS=1",
+        "AO_TN=256 AO_WG=2 AO_STAGES=3 AO_BLOCKS=1",
+    ],
+};
+
 /// 2:4 layers in int4 with few tokens.
 pub static FEW24: Source = Source {
     name: "few24",
@@ -214,13 +228,14 @@ pub static QUANTIZE: Source = Source {
 };
 
 /// All of them.
-pub static SOURCES: [&Source; 12] = [
+pub static SOURCES: [&Source; 13] = [
     &LADDER,
     &ONE_TOKEN,
     &FEW_TOKENS,
     &WGMMA,
     &PACK,
     &SPARSE24,
+    &BSR,
     &FEW24,
     &PACK24,
     &SMALL,

@@ -51,8 +51,7 @@ pub fn linear(
     }
     let workflow = bench.weight.workflow();
     let two_of_four = workflow.strip_prefix("2:4·");
-    // Sparse tensor cores skip the zeros.
-    let multiplied = if two_of_four.is_some() { 1 } else { 2 };
+    let blocks = workflow.starts_with("block:64·");
     let kind = match two_of_four.unwrap_or(&workflow) {
         "int8-dynamic-activation-int8-weight" => DenseType::Int8,
         "float8-dynamic-activation-float8-weight" | "float8-dynamic-activation-int4-weight" => {
@@ -70,7 +69,13 @@ pub fn linear(
         };
         baselines.insert(shape, baseline);
         let bytes = layers[0].nbytes() + 2 * m * (n + k);
-        let limit = ceilings.limit_us(bytes, multiplied * m * n * k, kind);
+        // Sparse tensor cores skip the zeros, and blocks of zeros are not there; these are stored in bf16.
+        let products = match (two_of_four.is_some(), blocks && fallback.is_none()) {
+            (true, _) => n * k / 2,
+            (_, true) => layers[0].nbytes() / 2,
+            _ => n * k,
+        };
+        let limit = ceilings.limit_us(bytes, 2 * m * products, kind);
         let kernel = match &fallback {
             Some(_) => format!("{} (dequantized)", layers[0].kernel_name(*m)),
             None => layers[0].kernel_name(*m),
@@ -126,7 +131,7 @@ pub(super) fn empty() -> Result<Table> {
         .column_unit("against it", "×")
         .with_note(
             "a graph over rotating weights, 160 MB and more; bytes: weight, x and y once; limit: the larger of bytes over \
-             the read ceiling and operations over cuBLASLt's 8192-cubed rate, both of this run; speed counts a 2:4 weight's \
+             the read ceiling and operations over cuBLASLt's 8192-cubed rate, both of this run; speed counts a sparse weight's \
              zeros, its limit does not",
         ))
 }

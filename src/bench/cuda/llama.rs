@@ -37,6 +37,7 @@ pub(super) enum Format {
     Int8Of24,
     Float8Of24,
     Int4Of24,
+    Blocks,
 }
 
 impl Format {
@@ -51,9 +52,9 @@ impl Format {
         Format::Nf4,
     ];
 
-    /// 2:4.
-    pub(super) const SPARSE: [Format; 4] =
-        [Format::Bf16Of24, Format::Int8Of24, Format::Float8Of24, Format::Int4Of24];
+    /// 2:4, and blocks of which a fifth is stored.
+    pub(super) const SPARSE: [Format; 5] =
+        [Format::Bf16Of24, Format::Int8Of24, Format::Float8Of24, Format::Int4Of24, Format::Blocks];
 
     fn name(self) -> &'static str {
         match self {
@@ -61,6 +62,7 @@ impl Format {
             Format::Int8Of24 => "2:4·int8-dynamic-activation-int8-weight",
             Format::Float8Of24 => "2:4·float8-dynamic-activation-float8-weight",
             Format::Int4Of24 => "2:4·int4-weight-only g128",
+            Format::Blocks => "block:64·bf16, 80 % zeros",
             Format::Bf16 => "bf16",
             Format::Int8 => "int8-weight-only",
             Format::Int8Dynamic => "int8-dynamic-activation-int8-weight",
@@ -92,7 +94,7 @@ impl Pool {
         let scaled = |bits: u16| half::bf16::from_f32(0.02 * half::bf16::from_bits(bits).to_f32());
         let dense = normal_bf16(65_521, 12).into_iter().map(|v| scaled(v).to_bits()).collect();
         let bytes = match format {
-            Format::Bf16 | Format::Bf16Of24 => Vec::new(),
+            Format::Bf16 | Format::Bf16Of24 | Format::Blocks => Vec::new(),
             Format::Float8 | Format::Float8Dynamic | Format::Float8Of24 => {
                 let codes = normal_bf16(65_521, 11)
                     .into_iter()
@@ -140,6 +142,7 @@ impl Weight for RandomWeight {
             Format::Bf16Of24 | Format::Int8Of24 | Format::Float8Of24 | Format::Int4Of24 => {
                 self.two_of_four()?
             }
+            Format::Blocks => self.blocks()?,
             Format::Bf16 => DeviceForm::Bf16(repeated(&self.pool.dense, n * k)),
             Format::Int8 => DeviceForm::Int8 {
                 q: bytemuck::cast_slice(&self.pool.bytes[..n * k]).into(),
@@ -182,6 +185,29 @@ impl Weight for RandomWeight {
 }
 
 impl RandomWeight {
+    /// A fifth of the blocks of 64 by 64, drawn for each row of blocks.
+    fn blocks(&self) -> Result<DeviceForm<'_>> {
+        let (n, k) = self.shape;
+        let (rows, columns) = (n / 64, k / 64);
+        let draws = random_bytes(rows * columns, 13);
+        let (mut crow, mut col) = (vec![0], Vec::new());
+        let number = |at: usize| {
+            i32::try_from(at).map_err(|_| Error::invalid("more blocks than 32 bits count"))
+        };
+        for row in draws.chunks_exact(columns) {
+            let mut order: Vec<usize> = (0..columns).collect();
+            order.sort_by_key(|column| (row[*column], *column));
+            order.truncate(columns.div_ceil(5));
+            order.sort_unstable();
+            for column in order {
+                col.push(number(column)?);
+            }
+            crow.push(number(col.len())?);
+        }
+        let values = repeated(&self.pool.dense, col.len() * 64 * 64);
+        Ok(DeviceForm::Blocks { values, crow: crow.into(), col: col.into() })
+    }
+
     /// Two different columns of each four, drawn for some rows that the others repeat.
     fn two_of_four(&self) -> Result<DeviceForm<'_>> {
         const DRAWN_ROWS: usize = 61;

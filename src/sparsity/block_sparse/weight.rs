@@ -267,6 +267,21 @@ impl Weight for BlockSparseWeight {
         json!({ "_type": TYPE, "_version": 1, "_data": data })
     }
 
+    /// Blocks of 64 of dense numbers have a kernel there.
+    fn device_form(&self) -> Result<Option<DeviceForm<'_>>> {
+        if self.block != 64 || !self.is_dense() {
+            return Ok(None);
+        }
+        let bits = |values: Vec<f32>| -> Vec<u16> {
+            values.into_iter().map(|v| half::bf16::from_f32(v).to_bits()).collect()
+        };
+        Ok(Some(DeviceForm::Blocks {
+            values: bits(self.values.to_f32_vec()),
+            crow: self.crow.as_slice::<i32>()?.into(),
+            col: self.col.as_slice::<i32>()?.into(),
+        }))
+    }
+
     fn linear(&self, cpu: &Cpu, x: &[f32], m: usize, y: &mut [f32]) -> Result<()> {
         check_linear(x, m, y, self.shape)?;
         kernel::linear(cpu, self.weight()?, x, y, self.at(m));

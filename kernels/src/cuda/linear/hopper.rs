@@ -160,7 +160,7 @@ impl Linear {
             }
             Data::Rows8 { float8: None, .. } => both8,
             Data::Rows8 { .. } => Layout { kind: "FLOAT8_BOTH", ..both8 },
-            Data::Bf16 { .. } | Data::TwoOfFour(_) => return None,
+            Data::Bf16 { .. } | Data::TwoOfFour(_) | Data::Blocks(_) => return None,
         })
     }
 
@@ -257,7 +257,7 @@ impl Linear {
             Data::Rows8 { q, scale, .. } => (q.address(), 0, scale.address(), 64, none.into()),
             Data::Bf16 { w } => (w.address(), 0, 0, 64, none.into()),
             // Has no layout of these, so that nothing asks.
-            Data::TwoOfFour(_) => (0, 0, 0, 64, none.into()),
+            Data::TwoOfFour(_) | Data::Blocks(_) => (0, 0, 0, 64, none.into()),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Linear layers on the GPU: `y (M, N) = x (M, K) · W (N, K)ᵀ`, activations in bf16, sums in f32.
 //!
-//! 2:4 weights run as [`super::sparse`] says. Formats: 4-bit groups, `(q − 8) · scale + zero` or `table[q] · scale`; int8 and e4m3 rows, `q · scale`; and bf16. Activations
+//! Sparse weights run as [`super::sparse`] says. Formats: 4-bit groups, `(q − 8) · scale + zero` or `table[q] · scale`; int8 and e4m3 rows, `q · scale`; and bf16. Activations
 //! stay as they are or are quantized to 8 bits by token (e4m3 also all at once). One token runs in `one_token.cu` where W is packed, few
 //! in `few_tokens.cu`; both read W once and decode it in registers. More run on Hopper in `wgmma.cu`, which does the same for up to 256 tokens at a time and multiplies
 //! 8 bits by 8 bits as they are; elsewhere through cuBLASLt, weight-only formats after one pass to bf16.
@@ -14,7 +14,7 @@ mod hopper;
 mod ladder;
 mod one_token;
 mod run;
-mod semi_structured;
+mod sparse;
 mod upload;
 
 pub use choose::Tiling;
@@ -23,7 +23,7 @@ pub use ladder::{PlainInt4, Rung, run_rung};
 pub use one_token::{Input, Norm, Streaming};
 pub(super) use run::quantize_rows_into;
 
-use super::sparse::{Sparse24Linear, Stored24};
+use super::sparse::{BlockSparseLinear, Sparse24Linear, Stored24, StoredBlocks};
 use super::{Buffer, CudaError, CudaResult, Device};
 use crate::Shape;
 
@@ -118,6 +118,8 @@ pub enum HostWeight<'a> {
         /// Their places, as [`crate::sparse24_linear::codes_of`] makes them.
         codes: &'a [u8],
     },
+    /// Blocks of 64 by 64 that are not zero.
+    Blocks(StoredBlocks<'a>),
 }
 
 /// Whether the first half of W's rows are gates, and what a layer gives is `silu(gate) · up`.
@@ -146,7 +148,7 @@ pub struct Linear {
     device: Device,
     n: usize,
     k: usize,
-    /// K rounded up to [`K_GRAIN`], or K where W is 2:4; activations have this many columns.
+    /// K rounded up to [`K_GRAIN`], or K where W is sparse; activations have this many columns.
     k_padded: usize,
     rows: Rows,
     data: Data,
@@ -181,6 +183,7 @@ enum Data {
         w: Buffer<u16>,
     },
     TwoOfFour(Sparse24Linear),
+    Blocks(BlockSparseLinear),
 }
 
 /// Rows of a packed weight: with gate pairs, tiles of 16 are 8 gates and their partners.
@@ -208,9 +211,7 @@ impl Linear {
         if rows == Rows::GatePairs && !n.is_multiple_of(2) {
             return Err(CudaError::new(format!("{n} rows are not pairs of gates")));
         }
-        if matches!(parts.first(), Some((HostWeight::TwoOfFour { .. }, _))) {
-            let layer = semi_structured::upload(device, parts, (n, k), bias)?;
-            let data = Data::TwoOfFour(layer);
+        if let Some(data) = sparse::upload(device, parts, (n, k), bias)? {
             return Ok(Linear {
                 device: device.clone(),
                 n,
@@ -253,6 +254,7 @@ impl Linear {
             Data::Rows8 { q, scale, .. } => q.nbytes() + scale.nbytes(),
             Data::Bf16 { w } => w.nbytes(),
             Data::TwoOfFour(layer) => layer.nbytes(),
+            Data::Blocks(layer) => layer.nbytes(),
         }
     }
 
@@ -260,6 +262,7 @@ impl Linear {
     pub fn kernel_name(&self, m: usize) -> String {
         let w = match &self.data {
             Data::TwoOfFour(layer) => return layer.kernel_name(m).to_owned(),
+            Data::Blocks(layer) => return layer.kernel_name().to_owned(),
             Data::Codes4 { table: None, .. } => "int4",
             Data::Codes4 { .. } => "table4",
             Data::Codes8 { float8: false, .. } | Data::Rows8 { float8: None, .. } => "int8",

@@ -51,7 +51,7 @@ impl Linear {
     pub(super) fn path(&self, m: usize) -> Path {
         let wgmma = self.has_wgmma();
         match self.data {
-            Data::TwoOfFour(_) => Path::Sparse,
+            Data::TwoOfFour(_) | Data::Blocks(_) => Path::Sparse,
             _ if m == 1 && self.streams() => Path::One,
             Data::Bf16 { .. } if m <= FEW_BF16 => Path::Few,
             Data::Bf16 { .. } => Path::Library,
@@ -75,8 +75,8 @@ impl Linear {
             1 if self.path(1) == Path::One => return self.run_one(&Input::Bf16(x), y),
             _ => {}
         }
-        if let Data::TwoOfFour(layer) = &self.data {
-            return self.run_sparse(layer, x, m, y);
+        if self.path(m) == Path::Sparse {
+            return self.run_sparse(x, m, y);
         }
         // Held until the product is in the stream, so that no other layer's activations come between.
         let mut scratch = self.device.scratch();
@@ -205,7 +205,9 @@ impl Linear {
             Data::Codes8 { packed, scale, .. } => (8, packed.address(), 0, Some(scale), 0),
             Data::Rows8 { q, scale, .. } => (8, q.address(), 0, Some(scale), 0),
             Data::Bf16 { w } => (16, w.address(), 0, None, 0),
-            Data::TwoOfFour(_) => return Err(super::no_kernel(self.n, self.k)),
+            Data::TwoOfFour(_) | Data::Blocks(_) => {
+                return Err(super::no_kernel(self.n, self.k));
+            }
         };
         let mut tiling = tiling;
         let mut defines = tiling.defines(bits);
@@ -352,7 +354,7 @@ impl Linear {
                 kernel.launch(Grid::line(packed.len().div_ceil(256), 256), &arguments)?;
             }
             Data::Bf16 { w: rows } => w.copy_from(rows)?,
-            Data::Rows8 { .. } | Data::TwoOfFour(_) => {
+            Data::Rows8 { .. } | Data::TwoOfFour(_) | Data::Blocks(_) => {
                 return Err(super::no_kernel(self.n, self.k));
             }
         }

@@ -1,4 +1,4 @@
-//! Linear layers whose weight is 2:4, by sparse tensor cores: `y (M, N) = x (M, K) · W (N, K)ᵀ`, x in bf16, sums in f32 (int8: exact).
+//! Linear layers whose weight is 2:4, by sparse tensor cores, or in blocks of 64 by 64 (`bsr.cu`, bf16, Hopper): `y (M, N) = x (M, K) · W (N, K)ᵀ`, x in bf16, sums in f32 (int8: exact).
 //!
 //! bf16, int8 and e4m3 run on Hopper (`sparse24.cu`), activations as they are or quantized to the weight's type by token; int4, `(q − 8) · scale`, runs
 //! everywhere (`few24.cu`), up to 64 tokens at a time; on Hopper more than 32 tokens read it as bf16, after one pass.
@@ -8,9 +8,11 @@
 //! e4m3 by e4m3: 2⁻¹⁰ · Σ|x·w|; int4 read as bf16: 2⁻⁹ · Σ|x·w| (W is rounded once).
 //! Source: PTX's `wgmma.mma_async.sp` and `mma.sp`; the order of the places is theirs, the code our own.
 
+mod bsr;
 mod choose;
 mod run;
 
+pub use bsr::{BlockSparseLinear, StoredBlocks};
 pub use choose::Sparse24Tiling;
 
 use super::launch::int;

@@ -230,7 +230,7 @@ impl Sparse24Linear {
 }
 
 /// The kernels' names for what becomes of a sum.
-fn epilogue(y: &Output<'_>) -> usize {
+pub(super) fn epilogue(y: &Output<'_>) -> usize {
     match y {
         Output::Bf16(_) => 0,
         Output::AddF32(_) => 1,

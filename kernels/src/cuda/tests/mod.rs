@@ -5,6 +5,7 @@
 )]
 
 mod attention;
+mod blocks;
 mod compile;
 mod linear;
 mod one_token;

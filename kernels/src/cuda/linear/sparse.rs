@@ -1,8 +1,11 @@
-//! A 2:4 weight as a layer: parts under one another, and gates multiplied after the product.
+//! A sparse weight as a layer: parts under one another, and gates multiplied after the product.
 
 use super::run::silu_mul;
-use super::{HostWeight, Linear, Output, Rows};
-use crate::cuda::sparse::{Sparse24Linear, Sparse24Tiling, Stored24};
+use super::{Data, HostWeight, Linear, Output, Rows};
+use crate::cuda::memory::Scratch;
+use crate::cuda::sparse::{
+    BlockSparseLinear, Sparse24Linear, Sparse24Tiling, Stored24, StoredBlocks,
+};
 use crate::cuda::{Buffer, CudaError, CudaResult, Device};
 use crate::sparse24_linear::code_bytes;
 
@@ -16,7 +19,41 @@ struct Joined {
     scale: Vec<f32>,
 }
 
+/// What the first part's format makes of the parts; `None` for one that is not sparse.
 pub(super) fn upload(
+    device: &Device,
+    parts: &[(HostWeight<'_>, usize)],
+    shape: (usize, usize),
+    bias: Option<&[f32]>,
+) -> CudaResult<Option<Data>> {
+    Ok(match parts.first() {
+        Some((HostWeight::TwoOfFour { .. }, _)) => {
+            Some(Data::TwoOfFour(two_of_four(device, parts, shape, bias)?))
+        }
+        Some((HostWeight::Blocks(_), _)) => Some(Data::Blocks(blocks(device, parts, shape, bias)?)),
+        _ => None,
+    })
+}
+
+fn blocks(
+    device: &Device,
+    parts: &[(HostWeight<'_>, usize)],
+    shape: (usize, usize),
+    bias: Option<&[f32]>,
+) -> CudaResult<BlockSparseLinear> {
+    let (mut values, mut crow, mut col) = (Vec::new(), vec![0], Vec::new());
+    for (part, _) in parts {
+        let HostWeight::Blocks(part) = part else { return Err(unlike()) };
+        let before = i32::try_from(col.len()).map_err(|_| unlike())?;
+        values.extend_from_slice(part.values);
+        crow.extend(part.crow.iter().skip(1).map(|at| before.saturating_add(*at)));
+        col.extend_from_slice(part.col);
+    }
+    let stored = StoredBlocks { values: &values, crow: &crow, col: &col };
+    BlockSparseLinear::new(device, stored, shape, bias)
+}
+
+fn two_of_four(
     device: &Device,
     parts: &[(HostWeight<'_>, usize)],
     (n, k): (usize, usize),
@@ -46,7 +83,7 @@ pub(super) fn upload(
 }
 
 fn unlike() -> CudaError {
-    CudaError::new("the parts of a 2:4 layer differ in format or are not whole")
+    CudaError::new("the parts of a sparse layer differ in format or are not whole")
 }
 
 impl Joined {
@@ -75,21 +112,19 @@ impl Joined {
 }
 
 impl Linear {
-    /// The product of a 2:4 weight; gates are multiplied by a second kernel.
-    pub(super) fn run_sparse(
-        &self,
-        layer: &Sparse24Linear,
-        x: &Buffer<u16>,
-        m: usize,
-        y: &Output<'_>,
-    ) -> CudaResult<()> {
+    /// The product of a sparse weight; gates are multiplied by a second kernel.
+    pub(super) fn run_sparse(&self, x: &Buffer<u16>, m: usize, y: &Output<'_>) -> CudaResult<()> {
         let mut scratch = self.device.scratch();
-        let tiling = Sparse24Tiling::choose(m);
+        let product = |scratch: &mut Scratch, y: &Output<'_>| match &self.data {
+            Data::TwoOfFour(layer) => layer.run_in(scratch, Sparse24Tiling::choose(m), (x, m), y),
+            Data::Blocks(layer) => layer.run(x, m, y),
+            _ => Err(unlike()),
+        };
         if self.rows == Rows::Plain {
-            return layer.run_in(&mut scratch, tiling, (x, m), y);
+            return product(&mut scratch, y);
         }
         let both: Buffer<u16> = scratch.take(&self.device, 2, m * self.n)?;
-        layer.run_in(&mut scratch, tiling, (x, m), &Output::Bf16(&both))?;
+        product(&mut scratch, &Output::Bf16(&both))?;
         silu_mul(&self.device, &both, m, self.n / 2, self.n / 2, y.address())
     }
 }
