@@ -55,6 +55,8 @@ struct Wide<'a> {
     packed: &'a Buffer<u8>,
     scale: Option<&'a Buffer<f32>>,
     pieces: usize,
+    /// Made by the kernel before, which must have ended.
+    fresh: bool,
 }
 
 impl Sparse24Linear {
@@ -91,15 +93,21 @@ impl Sparse24Linear {
         }
         match &self.data {
             Data::Wide { kind: kind @ Kind::Bf16, packed, pieces, .. } => {
-                let weight = Wide { kind: *kind, packed, scale: None, pieces: *pieces };
+                let weight =
+                    Wide { kind: *kind, packed, scale: None, pieces: *pieces, fresh: false };
                 self.wide(&weight, tiling, (x.address(), 0), m, y)
             }
             Data::Wide { kind, packed, scale: row_scale, pieces } => {
                 let scale: Buffer<f32> = scratch.take(&self.device, 0, m)?;
                 let q: Buffer<u8> = scratch.take(&self.device, 1, m * self.k)?;
                 quantize(&self.device, *kind, x, self.k, (&q, &scale))?;
-                let weight =
-                    Wide { kind: *kind, packed, scale: row_scale.as_ref(), pieces: *pieces };
+                let weight = Wide {
+                    kind: *kind,
+                    packed,
+                    scale: row_scale.as_ref(),
+                    pieces: *pieces,
+                    fresh: false,
+                };
                 self.wide(&weight, tiling, (q.address(), scale.address()), m, y)
             }
             Data::Int4 { .. } if self.widens(m) => {
@@ -108,7 +116,8 @@ impl Sparse24Linear {
                 let len = tiles * pieces * Kind::Bf16.piece();
                 let packed: Buffer<u8> = scratch.take(&self.device, 1, len)?;
                 self.unpack(&packed, (tiles, pieces))?;
-                let weight = Wide { kind: Kind::Bf16, packed: &packed, scale: None, pieces };
+                let weight =
+                    Wide { kind: Kind::Bf16, packed: &packed, scale: None, pieces, fresh: true };
                 self.wide(&weight, tiling, (x.address(), 0), m, y)
             }
             Data::Int4 { .. } => self.few(x, m, y),
@@ -151,7 +160,11 @@ impl Sparse24Linear {
         m: usize,
         y: &Output<'_>,
     ) -> CudaResult<()> {
-        let Wide { kind, packed, scale, pieces } = *weight;
+        let Wide { kind, packed, scale, pieces, fresh } = *weight;
+        let mut defines = tiling.defines(kind);
+        if fresh {
+            defines.push("AO_FRESH_W".to_owned());
+        }
         let device = &self.device;
         let element = if kind == Kind::Bf16 { 2 } else { 1 };
         let map = device.tensor_map(x, (m, self.k), element, tiling.tokens / tiling.share)?;
@@ -159,7 +172,7 @@ impl Sparse24Linear {
         let tiles = row_tiles * m.div_ceil(tiling.tokens);
         let most = (device.multiprocessors() * tiling.blocks / tiling.share).max(1);
         let grid = Grid::line(tiles.min(most) * tiling.share, 128 * (tiling.warpgroups + 1));
-        let kernel = device.kernel(&SPARSE24, &tiling.defines(kind), "sparse24_linear")?;
+        let kernel = device.kernel(&SPARSE24, &defines, "sparse24_linear")?;
         kernel.launch(
             grid.shared(tiling.shared(kind)),
             &[

@@ -183,7 +183,10 @@ extern "C" __global__ void AO_CLUSTERED __launch_bounds__(AO_THREADS, AO_BLOCKS)
         };
         int left = stages;
         if (!waited) {
-          // W is a constant: it is asked for while the kernel before still works.
+          // W is a constant: it is asked for while the kernel before still works, unless that is what makes it.
+#ifdef AO_FRESH_W
+          asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
           const int early = min(stages, AO_STAGES);
           for (int i = 0; i < early; ++i) {
             barrier_expect(FULL(i), AO_XBYTES + AO_WBYTES);

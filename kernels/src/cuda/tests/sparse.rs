@@ -187,6 +187,13 @@ fn two_of_four_in_int4_multiply_as_their_formula_says() {
             check(&device, &case, m, &mut sample, None);
         }
     }
+    // One after the other through the same memory.
+    let kind = Kind::Int4 { group: 128, bf16: false };
+    let cases = [(); 3].map(|()| Case::new(&device, &mut sample, kind, (1024, 768)));
+    for case in cases.iter().cycle().take(9) {
+        check(&device, case, 64, &mut sample, None);
+        check(&device, case, 300, &mut sample, None);
+    }
 }
 
 #[test]
