@@ -59,6 +59,7 @@ const ROWS: &[(&str, &str)] = &[
     ),
     ("int4 g64 sinq", "sinq"),
     ("int4 g128", "int4-weight-only"),
+    ("int4 g128 gptq", "gptq --base int4-weight-only"),
     ("float8 × int4", "float8-dynamic-activation-int4-weight"),
     ("8da4w g32", "int8-dynamic-activation-intx-weight --weight-dtype int4"),
     ("Q4_0", "gguf --type Q4_0"),
