@@ -12,8 +12,10 @@ use aolab::Tensor;
 use aolab::data::texts;
 use aolab::kernels::Cpu;
 use aolab::model::Model;
+use aolab::rng::Rng;
 use aolab::table::Cell;
 use aolab::training::distributed::{Group, Launch};
+use aolab::training::float8::{Axis, Cast, Format, Shard, cast_to_float8, float8_all_gather};
 use aolab::training::{Corpus, Plain, RunOptions, TrainConfig, Trainer};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -159,4 +161,50 @@ fn ranks_that_do_not_belong_together_are_told_so() {
     let error = Group::connect(&launch(0, 2, port), "a", SOON, SOON).expect_err("a stranger");
     stranger.join().expect("no panic");
     assert!(error.to_string().contains("no rank of aolab"), "{error}");
+}
+
+#[test]
+fn weights_gathered_in_float8_are_casts_of_the_whole() {
+    let mut rng = Rng::new(4);
+    // Rows that ranks do not share evenly, one weight with nothing on a rank, one of zeros.
+    let shapes = [(vec![3, 1, 2], 5), (vec![0, 4, 1], 16), (vec![1, 1, 1], 2)];
+    let whole: Vec<Vec<f32>> = shapes
+        .iter()
+        .enumerate()
+        .map(|(i, (rows, k))| {
+            let spread = [0.02, 300.0, 0.0][i];
+            (0..rows.iter().sum::<usize>() * k).map(|_| rng.normal() * spread).collect()
+        })
+        .collect();
+    for power_of_two in [false, true] {
+        let port = port();
+        let ranks = [0, 1, 2].map(|rank| {
+            let own = |((rows, k), values): (&(Vec<usize>, usize), &Vec<f32>)| {
+                let first = rows[..rank].iter().sum::<usize>() * k;
+                let values = values[first..first + rows[rank] * k].to_vec();
+                Shard { values, rows: rows.clone(), k: *k }
+            };
+            let shards: Vec<Shard> = shapes.iter().zip(&whole).map(own).collect();
+            thread::spawn(move || {
+                let mut group = Group::connect(&launch(rank, 3, port), "float8", SOON, SOON)
+                    .expect("all there");
+                float8_all_gather(&mut group, &shards, power_of_two).expect("gathered")
+            })
+        });
+        let ranks = ranks.map(|rank| rank.join().expect("a rank"));
+        assert!(ranks.windows(2).all(|pair| pair[0] == pair[1]), "the same on each");
+        for ((gathered, whole), (_, k)) in ranks[0].iter().zip(&whole).zip(&shapes) {
+            let cast = Cast { format: Format::E4m3, axis: Axis::All, power_of_two };
+            let wanted = cast_to_float8(&Cpu::new(Some(1)), whole, *k, cast);
+            assert!(gathered.dequantize() == wanted, "{k} numbers a row");
+            assert_eq!(gathered.codes.len(), whole.len(), "a byte a number");
+        }
+    }
+    // One rank alone needs no network, and shards that are none are refused.
+    let mut alone = Group::connect(&launch(0, 1, 1), "float8", SOON, SOON).expect("alone");
+    let shard = Shard { values: vec![1.0, -2.0], rows: vec![1], k: 2 };
+    let gathered = float8_all_gather(&mut alone, std::slice::from_ref(&shard), false).expect("one");
+    assert!(gathered[0].dequantize() == [1.0, -2.0]);
+    let wrong = Shard { rows: vec![2], ..shard };
+    assert!(float8_all_gather(&mut alone, &[wrong], false).is_err());
 }

@@ -8,7 +8,8 @@ use aolab::model::{DenseWeight, Weight};
 use aolab::quantization::{Recipe, config_from_dict};
 use aolab::training::mx::MXTrainingConfig;
 use aolab::training::nvfp4::NVFP4TrainingConfig;
-use aolab::training::qat::QatConfig;
+use aolab::training::qat::{LegacyQuantizer, QatConfig, QatRule};
+use aolab::training::{LinearRule, Parameters, Vars};
 use aolab::{DType, Tensor};
 use serde_json::json;
 
@@ -162,4 +163,43 @@ fn fake_quantized_weights_are_those_that_quantize_stores() {
         let error = QatConfig::of_word(word, Some(32)).expect_err("refused").to_string();
         assert!(error.contains("blocks of its own"), "{error}");
     }
+}
+
+/// `dequantize` of what `recipe` makes of `weight`.
+fn stored(recipe: &dyn Recipe, weight: &Tensor) -> Tensor {
+    let dense = DenseWeight::shared(weight.clone()).expect("a weight");
+    let stored = Recipe::quantize(recipe, &Cpu::new(Some(2)), &*dense).expect("quantized");
+    Weight::dequantize(&*stored).expect("numbers")
+}
+
+#[test]
+fn flows_compose_and_embeddings_are_those_that_quantize_stores() {
+    let config = QatConfig::of_word("4w-embedding-qat+8da4w-qat", Some(32)).expect("known");
+    assert!(config.embedding.is_some() && config.weight.is_some() && config.activation.is_some());
+    assert!(QatConfig::of_word("8da4w-qat+4w-qat", Some(32)).is_err(), "linear layers twice");
+    let model = aolab::load("tiny").expect("the built-in model");
+    let mut parameters = Parameters::of(&model, DType::F32).expect("parameters");
+    let rule = QatRule::new(config).expect("sound");
+    rule.prepare(&mut parameters).expect("32 divides 256");
+    let table = parameters.get("model.embed_tokens.weight").expect("it is there").clone();
+    let tape = Tape::no_grad(&Cpu::new(Some(2)));
+    let ids = [0, 7, 4095];
+    let rows = |rule: &QatRule| {
+        rule.embedding(&tape, &tape.constant(table.clone()), &ids).expect("rows").value().clone()
+    };
+    let flow = LegacyQuantizer::of_word("4w-embedding-qat", Some(32)).expect("known");
+    let recipe = config_from_dict(&flow.convert().expect("it converts")[0]).expect("known");
+    let whole = stored(&*recipe, &table).to_f32_vec();
+    let wanted: Vec<f32> =
+        ids.iter().flat_map(|id| whole[*id as usize * 256..][..256].to_vec()).collect();
+    assert!(rows(&rule).to_f32_vec() == wanted, "the embedding");
+    // T08: off, plain numbers; on again, the same rounded ones.
+    rule.enable(false);
+    let plain = tape.embedding(&tape.constant(table.clone()), &ids).expect("rows");
+    assert!(rows(&rule).bytes() == plain.value().bytes());
+    let (x, w) = (tape.constant(random(3, &[2, 64], 1.0)), tape.constant(random(4, &[8, 64], 0.1)));
+    let y = rule.linear(&tape, "lm_head", &x, &w, &Vars::default()).expect("a product");
+    assert!(y.value().bytes() == tape.linear(&x, &w).expect("a product").value().bytes());
+    rule.enable(true);
+    assert!(rows(&rule).to_f32_vec() == wanted, "on again");
 }

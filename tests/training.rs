@@ -9,7 +9,7 @@ use aolab::data::texts;
 use aolab::kernels::Cpu;
 use aolab::model::Model;
 use aolab::training::nvfp4::{NVFP4Rule, NVFP4TrainingConfig};
-use aolab::training::optim::{AdamConfig, OptimizerConfig, StateBits};
+use aolab::training::optim::{AdamConfig, GaloreConfig, OptimizerConfig, StateBits};
 use aolab::training::qat::{LoraConfig, QatConfig, QatRule};
 use aolab::training::{
     Corpus, Ended, LinearRule, Parameters, Plain, RunOptions, TrainConfig, Trainer,
@@ -35,7 +35,7 @@ fn trainer(model: &Model, config: TrainConfig, rule: Arc<dyn LinearRule>) -> Tra
 }
 
 fn rule(word: &str, lora: bool, range_learning: bool) -> Arc<dyn LinearRule> {
-    let lora = lora.then_some(LoraConfig { rank: 4, alpha: 8.0, seed: 1 });
+    let lora = lora.then_some(LoraConfig { rank: 4, alpha: 8.0, seed: 1, dora: false });
     let config = QatConfig::of_word(word, Some(32)).expect("known");
     Arc::new(QatRule::new(QatConfig { lora, range_learning, ..config }).expect("sound"))
 }
@@ -57,7 +57,11 @@ fn an_interrupted_run_gives_the_bytes_of_an_uninterrupted_one_on_any_number_of_t
     let bf16 =
         AdamConfig { state: StateBits::Int8, bf16_stochastic_round: true, ..AdamConfig::default() };
     let sgd = OptimizerConfig::Sgd { momentum: 0.9, weight_decay: 0.0 };
-    let cases: [(TrainConfig, Arc<dyn LinearRule>); 5] = [
+    let galore = GaloreConfig { rank: 4, update_proj_gap: 2, ..GaloreConfig::default() };
+    let galore = AdamConfig { galore: Some(galore), ..AdamConfig::default() };
+    let dora = LoraConfig { rank: 2, alpha: 4.0, seed: 1, dora: true };
+    let dora = QatConfig { lora: Some(dora), ..QatConfig::new(None, None) };
+    let cases: [(TrainConfig, Arc<dyn LinearRule>); 6] = [
         (TrainConfig { dropout: 0.1, accumulate: 2, ..config() }, Arc::new(Plain)),
         (
             TrainConfig {
@@ -70,6 +74,10 @@ fn an_interrupted_run_gives_the_bytes_of_an_uninterrupted_one_on_any_number_of_t
         ),
         (TrainConfig { optimizer: sgd, ..config() }, rule("int3", false, true)),
         (TrainConfig { distill: 0.5, ..config() }, rule("int3", false, false)),
+        (
+            TrainConfig { optimizer: OptimizerConfig::Adam(galore), ..config() },
+            Arc::new(QatRule::new(dora).expect("sound")),
+        ),
         (config(), Arc::new(NVFP4Rule::new(NVFP4TrainingConfig::new(2)))),
     ];
     for (config, rule) in cases {

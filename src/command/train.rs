@@ -17,7 +17,7 @@ use crate::training::float8::{self, Recipe};
 use crate::training::int8::{BitNetRule, Int8MixedRule, Int8WeightOnlyRule};
 use crate::training::mx::{MXRule, MXTrainingConfig};
 use crate::training::nvfp4::{NVFP4Rule, NVFP4TrainingConfig};
-use crate::training::optim::{AdamConfig, OptimizerConfig, StateBits};
+use crate::training::optim::{AdamConfig, GaloreConfig, OptimizerConfig, StateBits};
 use crate::training::paretoq::{ParetoQ, ParetoQRule};
 use crate::training::parq::{ParqConfig, ParqRule, ProxMap, Quantizer};
 use crate::training::qat::{LoraConfig, QatConfig, QatRule};
@@ -139,6 +139,15 @@ struct OptimizerArgs {
     /// How slowly Adam forgets the squares of gradients
     #[arg(long, default_value_t = 0.999)]
     beta2: f64,
+    /// Run AdamW on so many directions of each matrix's gradient (GaLore)
+    #[arg(long, value_name = "RANK")]
+    galore_rank: Option<usize>,
+    /// Steps with the same directions
+    #[arg(long, value_name = "STEPS", default_value_t = 200, requires = "galore_rank")]
+    galore_gap: u32,
+    /// What a step in those directions is multiplied by
+    #[arg(long, value_name = "FACTOR", default_value_t = 0.25, requires = "galore_rank")]
+    galore_scale: f32,
     /// Keep parameters in bf16, rounded at random after each step
     #[arg(long)]
     bf16_stochastic_round: bool,
@@ -161,6 +170,12 @@ impl OptimizerArgs {
                 weight_decay: self.weight_decay,
                 decoupled: matches!(kind, Kinds::Adamw),
                 bf16_stochastic_round: self.bf16_stochastic_round,
+                galore: self.galore_rank.map(|rank| GaloreConfig {
+                    rank,
+                    update_proj_gap: self.galore_gap,
+                    scale: self.galore_scale,
+                    ..GaloreConfig::default()
+                }),
                 ..AdamConfig::default()
             }),
         }
@@ -237,7 +252,8 @@ fn semi_sparse(side: Side) -> Arc<dyn LinearRule> {
 
 #[derive(Debug, clap::Args)]
 struct QatArgs {
-    /// Fake-quantize: int4-weight-only, int2 … int8 (weights), 8da2w … 8da8w (and int8 activations), mxfp8, mxfp4, nvfp4 (both)
+    /// Fake-quantize: int4-weight-only, int2 … int8 (weights), 8da2w … 8da8w (and int8 activations), mxfp8, mxfp4, nvfp4 (both);
+    /// or an older flow: 8da4w-qat, 4w-qat, 4w-embedding-qat, fp8a4w-qat, joined by +
     #[arg(long, value_name = "QUANTIZER")]
     qat: Option<String>,
     /// Numbers that share a scale [default: a row; int4-weight-only: 128]
@@ -255,6 +271,9 @@ struct QatArgs {
     /// Train adapters of this rank only, merged at the end
     #[arg(long, value_name = "RANK")]
     lora_rank: Option<usize>,
+    /// Train the lengths of the adapted rows, too (DoRA)
+    #[arg(long, requires = "lora_rank")]
+    dora: bool,
     /// How much the adapters count
     #[arg(long, default_value_t = 16.0)]
     lora_alpha: f64,
@@ -275,7 +294,12 @@ impl QatArgs {
         };
         config.delay = self.qat_delay;
         config.range_learning = self.range_learning;
-        config.lora = self.lora_rank.map(|rank| LoraConfig { rank, alpha: self.lora_alpha, seed });
+        config.lora = self.lora_rank.map(|rank| LoraConfig {
+            rank,
+            alpha: self.lora_alpha,
+            seed,
+            dora: self.dora,
+        });
         Ok(Arc::new(QatRule::new(config)?))
     }
 }

@@ -133,15 +133,13 @@ pub(super) fn load(trainer: &mut Trainer, path: &Path) -> Result<()> {
     }
     let file = SafetensorsFile::open(path.join("optimizer.safetensors"))?;
     let find = |name: &str| file.contains(name).then(|| file.tensor(name).ok()).flatten();
-    let sizes: Vec<(String, usize)> =
-        parameters.iter().map(|(name, tensor)| (name.clone(), tensor.numel())).collect();
-    let sizes = sizes.iter().map(|(name, len)| (name.as_str(), *len));
+    let shapes = parameters.iter().map(|(name, tensor)| (name.as_str(), tensor.shape()));
     let curve = Curve::of_tensor(&file.tensor("curve")?)?;
     if curve.points.len() != step {
         let got = curve.points.len();
         return Err(Error::invalid(format!("the curve has {got} steps, trainer.json says {step}")));
     }
-    trainer.optimizer.restore(sizes, &find)?;
+    trainer.optimizer.restore(shapes, &find)?;
     trainer.parameters = parameters;
     trainer.curve = curve;
     trainer.step = step;

@@ -25,6 +25,7 @@ mod blocks;
 mod cast;
 mod cholesky;
 mod codebook;
+mod eigen;
 mod float8;
 mod float_words;
 mod floatx;
@@ -63,6 +64,7 @@ pub(crate) use cast::round_to as round_to_dtype;
 pub use cast::{CodeRange, IntType, promote};
 pub use cholesky::inverse_cholesky_upper;
 pub use codebook::{Blocks, codebook_scales, fit_kmeans, nearest_codes};
+pub use eigen::{Eigen, symmetric_eigen};
 pub use float_words::MxElement;
 pub use float8::{
     Float8, choose_scale_float8, dequantize_affine_float8, quantize_affine_float8,

@@ -67,11 +67,53 @@ impl Group {
 
     /// `values ← Σ values` over all ranks, summed in their order: the same bytes on each.
     pub fn all_reduce_sum(&mut self, values: &mut [f32]) -> Result<()> {
+        self.all_reduce(values, |sum, other| sum + other)
+    }
+
+    /// `values ← max values` over all ranks; a NaN of any rank stays one.
+    pub fn all_reduce_max(&mut self, values: &mut [f32]) -> Result<()> {
+        self.all_reduce(
+            values,
+            |most, other| if other > most || other.is_nan() { other } else { most },
+        )
+    }
+
+    /// The bytes of all ranks one after another, the same on each: this rank's are `own`, rank r's `lengths[r]` long.
+    pub fn all_gather(&mut self, own: &[u8], lengths: &[usize]) -> Result<Vec<u8>> {
+        let wanted = lengths.get(self.rank).copied().unwrap_or(0);
+        if lengths.len() != self.world_size || own.len() != wanted {
+            return Err(Error::invalid(format!(
+                "rank {} of {} gathers {} bytes; {lengths:?} were said",
+                self.rank,
+                self.world_size,
+                own.len()
+            )));
+        }
+        let mut all = vec![0; lengths.iter().sum()];
+        if self.rank > 0 {
+            frame::send(&mut self.peers[0], "rank 0", own)?;
+            frame::receive(&mut self.peers[0], "rank 0", &mut all)?;
+            return Ok(all);
+        }
+        let (first, mut rest) = all.split_at_mut(own.len());
+        first.copy_from_slice(own);
+        for (i, (peer, len)) in self.peers.iter_mut().zip(&lengths[1..]).enumerate() {
+            let (part, others) = rest.split_at_mut(*len);
+            frame::receive(peer, &name(i + 1), part)?;
+            rest = others;
+        }
+        for (i, peer) in self.peers.iter_mut().enumerate() {
+            frame::send(peer, &name(i + 1), &all)?;
+        }
+        Ok(all)
+    }
+
+    fn all_reduce(&mut self, values: &mut [f32], both: fn(f32, f32) -> f32) -> Result<()> {
         if self.rank > 0 {
             frame::send(&mut self.peers[0], "rank 0", bytemuck::cast_slice(values))?;
             return frame::receive(&mut self.peers[0], "rank 0", bytemuck::cast_slice_mut(values));
         }
-        let summed = self.gather(values);
+        let summed = self.gather(values, both);
         if let Err(error) = &summed {
             // The others wait for the sum: they are told that none will come.
             self.give_up(&error.to_string());
@@ -83,11 +125,11 @@ impl Group {
         Ok(())
     }
 
-    fn gather(&mut self, values: &mut [f32]) -> Result<()> {
+    fn gather(&mut self, values: &mut [f32], both: fn(f32, f32) -> f32) -> Result<()> {
         let mut others = vec![0.0_f32; values.len()];
         for (i, peer) in self.peers.iter_mut().enumerate() {
             frame::receive(peer, &name(i + 1), bytemuck::cast_slice_mut(&mut others))?;
-            values.iter_mut().zip(&others).for_each(|(sum, other)| *sum += other);
+            values.iter_mut().zip(&others).for_each(|(sum, other)| *sum = both(*sum, *other));
         }
         Ok(())
     }

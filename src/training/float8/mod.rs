@@ -1,4 +1,4 @@
-//! float8 training (F01–F04, F07, F12): the three matmuls of a linear layer with factors in float8, emulated.
+//! float8 training (F01–F07, F12): the three matmuls of a linear layer with factors in float8, emulated.
 //!
 //! Each factor is scaled so that its largest number becomes float8's, rounded, and scaled back: the products that a GPU
 //! computes from codes, in f32. As torchao's `emulate=True`.
@@ -10,6 +10,7 @@
 //! | rowwise with gw hp | as rowwise | a row of dy, all of W | not rounded |
 //! | blockwise | 128 numbers of a row of x, squares of 128 × 128 of W | 128 of a row of dy, the same squares | 128 of a column of each |
 
+mod all_gather;
 mod cast;
 
 use std::fmt;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use all_gather::{Gathered, Shard, float8_all_gather, precompute_float8_dynamic_scales};
 pub use cast::{Axis, Cast, Format, cast_to_float8};
 
 use crate::autograd::{Tape, Var};

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::galore::GaloreConfig;
 use crate::error::{Error, Result};
 use crate::kernels::adam::Codec;
 
@@ -58,6 +59,8 @@ pub struct AdamConfig {
     pub block_size: Option<usize>,
     /// Rounds bf16 parameters at random (O13).
     pub bf16_stochastic_round: bool,
+    /// Projects the gradients of matrices first (X26).
+    pub galore: Option<GaloreConfig>,
 }
 
 impl Default for AdamConfig {
@@ -72,6 +75,7 @@ impl Default for AdamConfig {
             amsgrad: false,
             block_size: None,
             bf16_stochastic_round: false,
+            galore: None,
         }
     }
 }
@@ -85,6 +89,12 @@ impl AdamConfig {
         }
         if !(self.eps.is_finite() && self.eps >= 0.0) {
             return Err(Error::invalid(format!("eps is {}; wanted 0 or more", self.eps)));
+        }
+        if let Some(galore) = self.galore {
+            galore.check()?;
+            if !self.decoupled || self.amsgrad {
+                return Err(Error::invalid("GaLore is AdamW's; wanted decoupled, without amsgrad"));
+            }
         }
         match self.block_size {
             Some(size) if size < 2 || !size.is_multiple_of(2) => {
@@ -108,6 +118,7 @@ impl fmt::Display for AdamConfig {
             StateBits::Int4 => "4bit",
             StateBits::Fp8 => "fp8",
         };
-        write!(f, "{}{bits}", if self.decoupled { "adamw" } else { "adam" })
+        write!(f, "{}{bits}", if self.decoupled { "adamw" } else { "adam" })?;
+        self.galore.map_or(Ok(()), |galore| write!(f, ", {galore}"))
     }
 }

@@ -1,12 +1,14 @@
-//! Optimizers whose state is kept in few bits (O01–O07, O10–O14, O16), and SGD.
+//! Optimizers whose state is kept in few bits (O01–O07, O10–O16), and SGD.
 //!
 //! torchao's `Adam8bit`, `AdamW8bit`, `Adam4bit`, `AdamW4bit`, `AdamFp8`, `AdamWFp8` and `_AdamW` are one
-//! [`AdamConfig`]. A parameter's moments are quantized where it has at least 4096 numbers and whole blocks of them; else
+//! [`AdamConfig`]; [`GaloreConfig`] makes its moments small. A parameter's moments are quantized where it has at least 4096 numbers and whole blocks of them; else
 //! they stay in f32. Parameters in bf16 are updated in f32 and rounded at the end, at random if asked (O13).
 //!
 //! torchao draws its random bits from PyTorch's generator; ours come from the seed, the step and the place.
 
 mod adam;
+mod galore;
+mod offload;
 mod state;
 
 use std::fmt;
@@ -16,9 +18,12 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 pub use adam::{AdamConfig, StateBits};
+pub use galore::{GaloreConfig, ProjType};
+pub use offload::{CpuOffloadOptimizer, Gradients, OffloadOptions, Stepped};
 use state::State;
 
 use crate::error::{Context as _, Error, Result};
+use crate::kernels::adam::Hyper;
 use crate::kernels::{Cpu, stochastic_round};
 use crate::tensor::{DType, Tensor};
 
@@ -40,6 +45,39 @@ pub enum OptimizerConfig {
 impl Default for OptimizerConfig {
     fn default() -> OptimizerConfig {
         OptimizerConfig::Adam(AdamConfig::default())
+    }
+}
+
+impl OptimizerConfig {
+    fn galore(&self) -> Option<&GaloreConfig> {
+        match self {
+            OptimizerConfig::Adam(adam) => adam.galore.as_ref(),
+            OptimizerConfig::Sgd { .. } => None,
+        }
+    }
+
+    /// The decay of one parameter.
+    fn decay(&self, update: &Update<'_>) -> f32 {
+        let (OptimizerConfig::Adam(AdamConfig { weight_decay, .. })
+        | OptimizerConfig::Sgd { weight_decay, .. }) = self;
+        if update.decays { *weight_decay } else { 0.0 }
+    }
+
+    /// Adam's step on what GaLore sees: without decay, and with its eps; see [`galore`].
+    fn galore_hyper(&self, lr: f32, step: u32) -> Result<Hyper> {
+        let OptimizerConfig::Adam(adam) = self else {
+            return Err(Error::invalid("GaLore is AdamW's"));
+        };
+        #[expect(clippy::cast_possible_truncation, reason = "rounded to f32, as it is used")]
+        let eps = match adam.state {
+            StateBits::F32 => {
+                let correction = 1.0 - adam.betas.1.powf(f64::from(step));
+                (f64::from(adam.eps) / correction.sqrt()) as f32
+            }
+            _ => adam.eps,
+        };
+        let (betas, weight_decay, decoupled) = (adam.betas, 0.0, true);
+        Ok(Hyper { lr, betas, eps, weight_decay, decoupled, step })
     }
 }
 
@@ -97,7 +135,7 @@ impl Optimizer {
         };
         let index = self.states.len() as u64;
         if !self.states.contains_key(name) {
-            let state = State::new(&self.config, p.len(), index);
+            let state = State::new(&self.config, (name, &shape), index);
             self.states.insert(name.to_owned(), state);
         }
         let state = self.states.get_mut(name).expect("it was put in just now");
@@ -136,18 +174,20 @@ impl Optimizer {
         Ok(all)
     }
 
-    /// Remembers what `find` gives for the names of [`Optimizer::tensors`]; `parameters` are names and lengths.
+    /// Remembers what `find` gives for the names of [`Optimizer::tensors`]; `parameters` are names and shapes.
     pub fn restore<'a>(
         &mut self,
-        parameters: impl Iterator<Item = (&'a str, usize)>,
+        parameters: impl Iterator<Item = (&'a str, &'a [usize])>,
         find: &dyn Fn(&str) -> Option<Tensor>,
     ) -> Result<()> {
         let mut places = Vec::new();
-        for (name, len) in parameters {
+        for (name, shape) in parameters {
             // A parameter that got no gradient yet has no state.
             let Some(step) = find(&format!("{name}.step")) else { continue };
-            let mut state = State::new(&self.config, len, 0);
-            state.restore(&step, &|part| find(&format!("{name}.{part}"))).within(name)?;
+            let mut state = State::new(&self.config, (name, shape), 0);
+            state
+                .restore(&self.config, &step, &|part| find(&format!("{name}.{part}")))
+                .within(name)?;
             places.push((state.index, name.to_owned(), state));
         }
         places.sort_by_key(|(index, ..)| *index);

@@ -1,5 +1,6 @@
 //! What an optimizer remembers of one parameter.
 
+use super::galore::Projection;
 use super::{AdamConfig, OptimizerConfig, Update};
 use crate::error::{Error, Result};
 use crate::kernels::Cpu;
@@ -16,6 +17,8 @@ pub(super) struct State {
     pub(super) step: u32,
     /// `exp_avg`, `exp_avg_sq`, `max_exp_avg_sq`; for SGD `momentum_buffer`.
     moments: Vec<(&'static str, Kept)>,
+    /// The directions that GaLore's moments are of, and the parameter's shape.
+    low: Option<(Projection, (usize, usize))>,
 }
 
 /// A moment.
@@ -26,7 +29,21 @@ enum Kept {
 }
 
 impl State {
-    pub(super) fn new(config: &OptimizerConfig, len: usize, index: u64) -> State {
+    pub(super) fn new(
+        config: &OptimizerConfig,
+        (name, shape): (&str, &[usize]),
+        index: u64,
+    ) -> State {
+        let galore = config.galore();
+        let matrix = galore.and_then(|galore| galore.matrix(name, shape));
+        let len = match (galore, matrix) {
+            (Some(galore), Some(matrix)) => {
+                let (rows, columns) = galore.low(matrix);
+                rows * columns
+            }
+            _ => shape.iter().product(),
+        };
+        let low = matrix.map(|matrix| (Projection::default(), matrix));
         let moments = match config {
             OptimizerConfig::Sgd { momentum, .. } if *momentum == 0.0 => Vec::new(),
             OptimizerConfig::Sgd { .. } => vec![("momentum_buffer", Kept::F32(vec![0.0; len]))],
@@ -41,11 +58,12 @@ impl State {
                 all
             }
         };
-        State { index, step: 0, moments }
+        State { index, step: 0, moments, low }
     }
 
     pub(super) fn nbytes(&self) -> usize {
-        self.moments.iter().map(|(_, kept)| kept.nbytes()).sum()
+        let projection = self.low.as_ref().map_or(0, |(projection, _)| projection.nbytes());
+        projection + self.moments.iter().map(|(_, kept)| kept.nbytes()).sum::<usize>()
     }
 
     pub(super) fn update(
@@ -58,6 +76,29 @@ impl State {
         let g = update.gradient.as_slice::<f32>()?;
         let step = self.step;
         match (config, &mut self.moments[..]) {
+            (
+                OptimizerConfig::Adam(AdamConfig { galore: Some(galore), .. }),
+                [(_, mean), (_, square), ..],
+            ) if self.low.is_some() => {
+                let low = self.low.as_mut().map(|(projection, matrix)| (projection, *matrix));
+                let Some((projection, matrix)) = low else { return Ok(()) };
+                let gap = galore.update_proj_gap;
+                if step == 1 || (step - 1).is_multiple_of(gap) {
+                    *projection = Projection::of(cpu, galore, g, matrix)?;
+                }
+                let seen = projection.project(cpu, g, matrix);
+                let mut moved = vec![0.0; seen.len()];
+                let moments =
+                    Moments { mean: mean.moment(), square: square.moment(), largest: None };
+                let hyper = config.galore_hyper(update.lr, step)?;
+                adam::step(cpu, &mut moved, &seen, moments, &hyper);
+                let back = projection.back(cpu, &moved, matrix);
+                let decay = config.decay(update) * update.lr;
+                for (p, moved) in p.iter_mut().zip(&back) {
+                    *p += galore.scale * moved;
+                    *p -= decay * *p;
+                }
+            }
             (OptimizerConfig::Adam(config), [(_, mean), (_, square), rest @ ..]) => {
                 let hyper = Hyper {
                     lr: update.lr,
@@ -98,6 +139,9 @@ impl State {
     pub(super) fn tensors(&self) -> Result<Vec<(String, Tensor)>> {
         let place = vec![i64::from(self.step), self.index.cast_signed()];
         let mut all = vec![("step".to_owned(), Tensor::new(place, &[2])?)];
+        if let Some((projection, _)) = &self.low {
+            all.extend(projection.tensors()?);
+        }
         for (name, kept) in &self.moments {
             match kept {
                 Kept::F32(values) => {
@@ -118,9 +162,13 @@ impl State {
 
     pub(super) fn restore(
         &mut self,
+        config: &OptimizerConfig,
         step: &Tensor,
         find: &dyn Fn(&str) -> Option<Tensor>,
     ) -> Result<()> {
+        if let (Some((projection, matrix)), Some(galore)) = (&mut self.low, config.galore()) {
+            *projection = Projection::restored(galore, *matrix, find)?;
+        }
         let [step, index] = step.as_slice::<i64>()? else {
             return Err(Error::invalid("step: wanted two numbers"));
         };

@@ -2,12 +2,14 @@
 
 use super::base;
 use super::config::FakeQuantizeConfig;
+use super::dora::{dora_weight, row_norms};
 use super::learned::{LearnedRange, initial_range};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::autograd::{Function, Tape, Var};
 use crate::error::{Context as _, Error, Result};
 use crate::kernels::Cpu;
+use crate::model::is_router;
 use crate::quantization::Recipe;
 use crate::rng::Rng;
 use crate::tensor::{DType, Tensor};
@@ -22,6 +24,8 @@ pub struct LoraConfig {
     pub alpha: f64,
     /// Where A's draws start.
     pub seed: u64,
+    /// Trains the lengths of rows beside their directions (X26).
+    pub dora: bool,
 }
 
 /// What is fake-quantized.
@@ -75,12 +79,17 @@ impl QatConfig {
 pub struct QatRule {
     config: QatConfig,
     step: AtomicUsize,
+    off: AtomicBool,
 }
 
 const SCALE: &str = "qat_scale";
 const ZERO: &str = "qat_zero_point";
 const LORA_A: &str = "lora_A.weight";
 const LORA_B: &str = "lora_B.weight";
+const MAGNITUDE: &str = "dora_magnitude";
+
+/// What is no parameter of the plain architecture.
+const OWN: [&str; 5] = [SCALE, ZERO, LORA_A, LORA_B, MAGNITUDE];
 
 impl QatRule {
     /// The rule of `config`.
@@ -92,7 +101,7 @@ impl QatRule {
         if config.lora.is_some_and(|lora| lora.rank == 0) {
             return Err(Error::invalid("LoRA of rank 0; wanted 1 or more"));
         }
-        Ok(QatRule { config, step: AtomicUsize::new(0) })
+        Ok(QatRule { config, step: AtomicUsize::new(0), off: AtomicBool::new(false) })
     }
 
     /// The configuration.
@@ -100,8 +109,14 @@ impl QatRule {
         &self.config
     }
 
+    /// Turns fake quantization on or off (T08): what is learned stays, and layers see plain numbers while it is off.
+    pub fn enable(&self, on: bool) {
+        self.off.store(!on, Ordering::Relaxed);
+    }
+
     fn is_on(&self) -> bool {
-        self.step.load(Ordering::Relaxed) >= self.config.delay
+        let on = !self.off.load(Ordering::Relaxed);
+        on && self.step.load(Ordering::Relaxed) >= self.config.delay
     }
 
     /// The weight with its adapters.
@@ -111,7 +126,11 @@ impl QatRule {
         // (n, r) · (r, k)
         let product = tape.matmul(b, a)?;
         let scaled = tape.map(Function::Scale(factor(lora)), &product)?;
-        tape.add(weight, &scaled)
+        let adapted = tape.add(weight, &scaled)?;
+        match own.find(&format!("{fqn}.{MAGNITUDE}")) {
+            Some(magnitude) => dora_weight(tape, &adapted, magnitude),
+            None => Ok(adapted),
+        }
     }
 
     fn weight(&self, tape: &Tape, fqn: &str, weight: &Var, own: &Vars) -> Result<Var> {
@@ -137,8 +156,8 @@ fn factor(lora: LoraConfig) -> f64 {
 /// The modules of linear layers, by their weights' names.
 fn linears(parameters: &Parameters) -> Vec<(String, Tensor)> {
     let is_linear = |(name, tensor): (&String, &Tensor)| {
-        let module =
-            name.strip_suffix(".weight").filter(|module| *module != "model.embed_tokens")?;
+        let module = name.strip_suffix(".weight")?;
+        let module = Some(module).filter(|m| *m != "model.embed_tokens" && !is_router(m))?;
         (tensor.shape().len() == 2).then(|| (module.to_owned(), tensor.clone()))
     };
     parameters.iter().filter_map(is_linear).collect()
@@ -151,7 +170,8 @@ impl LinearRule for QatRule {
             name += ", learned ranges";
         }
         if let Some(lora) = self.config.lora {
-            name += &format!(", LoRA of rank {}", lora.rank);
+            let kind = if lora.dora { "DoRA" } else { "LoRA" };
+            name += &format!(", {kind} of rank {}", lora.rank);
         }
         name
     }
@@ -173,6 +193,10 @@ impl LinearRule for QatRule {
     }
 
     fn prepare(&self, parameters: &mut Parameters) -> Result<()> {
+        if let Some(config) = self.config.embedding {
+            let (_, width) = parameters.get("model.embed_tokens.weight")?.dims2()?;
+            config.check(width).within("model.embed_tokens")?;
+        }
         let mut rng = Rng::new(self.config.lora.map_or(0, |lora| lora.seed));
         for (module, weight) in linears(parameters) {
             let (n, k) = weight.dims2()?;
@@ -197,14 +221,17 @@ impl LinearRule for QatRule {
                 parameters.set(&format!("{module}.{LORA_A}"), Tensor::new(a, &[lora.rank, k])?);
                 let b = Tensor::zeros(DType::F32, &[n, lora.rank])?;
                 parameters.set(&format!("{module}.{LORA_B}"), b);
+                if lora.dora {
+                    let lengths = row_norms(&weight.to_dtype(DType::F32)?)?;
+                    parameters.set(&format!("{module}.{MAGNITUDE}"), lengths);
+                }
             }
         }
         Ok(())
     }
 
     fn is_frozen(&self, name: &str) -> bool {
-        let own = [SCALE, ZERO, LORA_A, LORA_B];
-        self.config.lora.is_some() && !own.iter().any(|suffix| name.ends_with(suffix))
+        self.config.lora.is_some() && !OWN.iter().any(|suffix| name.ends_with(suffix))
     }
 
     fn begin_step(&self, step: usize) {
@@ -214,7 +241,7 @@ impl LinearRule for QatRule {
     fn finish(&self, parameters: &Parameters) -> Result<Parameters> {
         let mut plain = Parameters::default();
         for (name, tensor) in parameters.iter() {
-            let own = [SCALE, ZERO, LORA_A, LORA_B].iter().any(|suffix| name.ends_with(suffix));
+            let own = OWN.iter().any(|suffix| name.ends_with(suffix));
             if !own {
                 plain.set(name, tensor.clone());
             }

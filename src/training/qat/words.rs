@@ -4,6 +4,7 @@ use super::config::{
     FakeQuantizeConfig, Int4Activation, Int4WeightFakeQuantizeConfig, IntxFakeQuantizeConfig,
     IntxGranularity, MXFakeQuantizeConfig, NVFP4FakeQuantizeConfig,
 };
+use super::legacy::LegacyQuantizer;
 use super::rule::QatConfig;
 use crate::error::{Error, Result};
 use crate::kernels::float_linear::Element;
@@ -12,8 +13,12 @@ use crate::quantization::primitives::{IntType, MxElement, ScaleCalculationMode};
 impl QatConfig {
     /// `int4-weight-only`, `int2` … `int8` (symmetric weights), `8da2w` … `8da8w` (and int8 activations), with so many
     /// numbers a scale; without a group size a row shares one (`int4-weight-only`: 128). `mxfp8`, `mxfp4` and `nvfp4` (weights
-    /// and activations) have blocks of their own.
+    /// and activations) have blocks of their own. torchtune's words for the older flows, such as `4w-embedding-qat+8da4w-qat`: see
+    /// [`LegacyQuantizer`].
     pub fn of_word(word: &str, group_size: Option<usize>) -> Result<QatConfig> {
+        if let Some(legacy) = LegacyQuantizer::of_word(word, group_size) {
+            return legacy.prepare();
+        }
         if word == "int4-weight-only" {
             let activation = Int4Activation::Bf16;
             let weight =
@@ -33,7 +38,7 @@ impl QatConfig {
         let bits: u32 = bits.filter(|bits| (2..=8).contains(bits)).ok_or_else(|| {
             Error::usage(format!(
                 "{word} is not known to QAT; wanted int4-weight-only, int2 to int8, 8da2w to 8da8w, mxfp8, \
-                 mxfp4 or nvfp4"
+                 mxfp4, nvfp4, 8da4w-qat, 4w-qat, 4w-embedding-qat or fp8a4w-qat"
             ))
         })?;
         let granularity = group_size.map_or(IntxGranularity::PerChannel, IntxGranularity::PerGroup);
