@@ -2,12 +2,10 @@
 
 use super::activation::{Block, blocks_at, rows};
 use super::decoded::Decoded;
-use super::panels::{LANES, STEP};
+use super::panels::LANES;
 use crate::ggml::BlockType;
+use std::arch::asm;
 use std::arch::x86_64::*;
-
-/// Rows of activations that [`tile`] multiplies at once: twelve sums hide the five cycles of `vpdpwssd`.
-pub(super) const TILE_ROWS: usize = 12;
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
@@ -19,13 +17,6 @@ fn load(bytes: &[u8], at: usize) -> __m512i {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load_codes(codes: &[i16; 2 * LANES]) -> __m512i {
-    // SAFETY: `codes` is 64 readable bytes; loadu has no alignment need.
-    unsafe { _mm512_loadu_si512(codes.as_ptr().cast()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
 fn store_codes(codes: &mut [i16; 2 * LANES], v: __m512i) {
     // SAFETY: `codes` is 64 writable bytes; storeu has no alignment need.
     unsafe { _mm512_storeu_si512(codes.as_mut_ptr().cast(), v) }
@@ -33,14 +24,7 @@ fn store_codes(codes: &mut [i16; 2 * LANES], v: __m512i) {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load_floats(x: &[f32; LANES]) -> __m512 {
-    // SAFETY: `x` is 64 readable bytes; loadu has no alignment need.
-    unsafe { _mm512_loadu_ps(x.as_ptr()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn store_floats(x: &mut [f32; LANES], v: __m512) {
+pub(super) fn store_floats(x: &mut [f32; LANES], v: __m512) {
     // SAFETY: `x` is 64 writable bytes; storeu has no alignment need.
     unsafe { _mm512_storeu_ps(x.as_mut_ptr(), v) }
 }
@@ -199,6 +183,24 @@ fn prefetch(step: &[u8]) {
     }
 }
 
+/// `sum + w · x`, pairs of 16-bit products. Written as the instruction: LLVM may take the intrinsic apart into a product and a
+/// sum.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+pub(super) fn add_pairs(mut sum: __m512i, w: __m512i, x: __m512i) -> __m512i {
+    // SAFETY: the instruction reads and writes these registers only, and the target feature says that it is there.
+    unsafe {
+        asm!(
+            "vpdpwssd {sum}, {w}, {x}",
+            sum = inout(zmm_reg) sum,
+            w = in(zmm_reg) w,
+            x = in(zmm_reg) x,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    sum
+}
+
 /// Integer dot products of sub-block `sub` of a step with `M` rows.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
@@ -220,7 +222,7 @@ fn dot_products<const T: u8, const M: usize>(
         for (dots, x) in dots.iter_mut().zip(x) {
             for i in 0..4 {
                 let pair = _mm512_set1_epi32(x.pairs[4 * g + i]);
-                dots[i % 2] = _mm512_dpwssd_epi32(dots[i % 2], w[i], pair);
+                dots[i % 2] = add_pairs(dots[i % 2], w[i], pair);
             }
         }
     }
@@ -271,7 +273,7 @@ pub(super) fn stream<const T: u8, const M: usize>(
 /// `sum + dot · scale · x_scale + min · x_sum`.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn scale_and_add(
+pub(super) fn scale_and_add(
     sum: __m512,
     dot: __m512i,
     (scale, x_scale): (__m512, f32),
@@ -304,44 +306,5 @@ pub(super) fn decode<const T: u8>(units: &[u8], out: &mut [Decoded]) {
                 store_floats(&mut out.mins[sub], min);
             }
         }
-    }
-}
-
-/// Adds `M` rows of activations times some steps of a decoded panel to `y`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) fn tile<const SUBS: usize, const MIN: bool, const M: usize>(
-    w: &[Decoded],
-    x: [&[Block]; M],
-    y: &mut [[f32; LANES]; M],
-) {
-    let mut sums = [_mm512_setzero_ps(); M];
-    for (sum, y) in sums.iter_mut().zip(&*y) {
-        *sum = load_floats(y);
-    }
-    // A length that the compiler does not know: it would unroll the loop whole, multiply row after row, and
-    // run out of registers for the weights.
-    let pairs = std::hint::black_box(STEP / 2 / SUBS);
-    assert!(pairs * SUBS <= STEP / 2, "a step has sixteen pairs of columns");
-    for (s, w) in w.iter().enumerate() {
-        let x = blocks_at(&x, s);
-        for sub in 0..SUBS {
-            let (first, end) = (sub * pairs, (sub + 1) * pairs);
-            let mut dots = [_mm512_setzero_si512(); M];
-            for i in first..end {
-                let w = load_codes(&w.codes[i]);
-                for (dot, x) in dots.iter_mut().zip(x) {
-                    *dot = _mm512_dpwssd_epi32(*dot, w, _mm512_set1_epi32(x.pairs[i]));
-                }
-            }
-            let (scale, min) = (load_floats(&w.scales[sub]), load_floats(&w.mins[sub]));
-            for row in 0..M {
-                let scaled_sum = x[row].scaled_sums[if SUBS == 1 { 2 } else { sub }];
-                let min = MIN.then_some((min, scaled_sum));
-                sums[row] = scale_and_add(sums[row], dots[row], (scale, x[row].scale), min);
-            }
-        }
-    }
-    for (y, sum) in y.iter_mut().zip(sums) {
-        store_floats(y, sum);
     }
 }

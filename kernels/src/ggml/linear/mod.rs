@@ -17,6 +17,8 @@ mod avx2;
 mod avx2_codes;
 #[cfg(target_arch = "x86_64")]
 mod avx512vnni;
+#[cfg(target_arch = "x86_64")]
+mod avx512vnni_tile;
 mod decoded;
 mod panels;
 mod scalar;
@@ -121,11 +123,11 @@ fn cut<'a>((w, y): &'a mut (&Panels, &mut [f32]), nbytes: usize) -> Vec<Share<'a
     shares.map(|(i, y)| Share { w, first: i * panels, y }).collect()
 }
 
-/// Rows of activations that stay in the second-level cache while panel after panel passes.
+/// Rows of activations that stay in the second-level cache while panel after panel passes; each pass decodes all panels.
 fn row_chunks(x: &Activation) -> impl Iterator<Item = Range<usize>> {
-    const CACHE_NBYTES: usize = 256 << 10;
+    const CACHE_NBYTES: usize = 640 << 10;
     let row_nbytes = x.k() / STEP * size_of::<Block>();
-    let rows = (CACHE_NBYTES / row_nbytes.max(1)).max(24);
+    let rows = (CACHE_NBYTES / row_nbytes.max(1) / 12 * 12).max(24);
     (0..x.m()).step_by(rows).map(move |first| first..x.m().min(first + rows))
 }
 
@@ -138,21 +140,31 @@ fn multiply(
 ) {
     let steps = w.k() / STEP;
     let x = &x.rows_from(rows.start)[..rows.len() * steps];
-    let mut out = vec![[0.0; LANES]; rows.len()];
+    let at_once = if rows.len() > STREAM_ROWS { panels_at_once(isa) } else { 1 };
+    let mut out = vec![[0.0; LANES]; at_once * rows.len()];
     let mut scratch = Vec::new();
-    for (p, panel) in panels.enumerate() {
+    for first in panels.clone().step_by(at_once) {
+        let some = first..panels.end.min(first + at_once);
+        let out = &mut out[..some.len() * rows.len()];
         out.fill([0.0; LANES]);
         if rows.len() <= STREAM_ROWS {
-            stream(isa, (w, panel), x, &mut out);
+            stream(isa, (w, first), x, out);
         } else {
-            decode_and_multiply(isa, (w, panel), x, &mut out, &mut scratch);
+            decode_and_multiply(isa, (w, some.clone()), x, out, &mut scratch);
         }
-        for (row, out) in rows.clone().zip(&out) {
-            let y = &mut y.row(row)[p * LANES..];
-            let len = y.len().min(LANES);
-            y[..len].copy_from_slice(&out[..len]);
+        for (p, out) in some.zip(out.chunks_exact(rows.len())) {
+            for (row, out) in rows.clone().zip(out) {
+                let y = &mut y.row(row)[(p - panels.start) * LANES..];
+                let len = y.len().min(LANES);
+                y[..len].copy_from_slice(&out[..len]);
+            }
         }
     }
+}
+
+/// Panels that [`decode_and_multiply`] takes together.
+fn panels_at_once(isa: Isa) -> usize {
+    if matches!(isa, Isa::Avx512Vnni(_)) { 2 } else { 1 }
 }
 
 /// One panel times one or two rows of activations.
@@ -173,22 +185,26 @@ fn stream(isa: Isa, (w, panel): (&Panels, usize), x: &[Block], y: &mut [[f32; LA
     }
 }
 
-/// One panel times many rows of activations.
+/// One panel, or [`panels_at_once`], times many rows of activations.
 fn decode_and_multiply(
     isa: Isa,
-    (w, panel): (&Panels, usize),
+    (w, panels): (&Panels, Range<usize>),
     x: &[Block],
     y: &mut [[f32; LANES]],
     scratch: &mut Vec<decoded::Decoded>,
 ) {
+    let w = (w, panels.start);
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(avx2) => x86::tiles_avx2(avx2, (w, panel), x, y, scratch),
+        Isa::Avx2(avx2) => x86::tiles_avx2(avx2, w, x, y, scratch),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(avx512) => x86::tiles_avx2(avx512.avx2(), (w, panel), x, y, scratch),
+        Isa::Avx512(avx512) => x86::tiles_avx2(avx512.avx2(), w, x, y, scratch),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni(vnni) => x86::tiles_avx512vnni(vnni, (w, panel), x, y, scratch),
-        _ => stream(isa, (w, panel), x, y),
+        Isa::Avx512Vnni(vnni) => match panels.len() {
+            2 => x86::tiles_avx512vnni::<2>(vnni, w, x, y, scratch),
+            _ => x86::tiles_avx512vnni::<1>(vnni, w, x, y, scratch),
+        },
+        _ => stream(isa, w, x, y),
     }
 }
 

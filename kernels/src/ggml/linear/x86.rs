@@ -3,13 +3,13 @@
 use super::activation::Block;
 use super::decoded::Decoded;
 use super::panels::{LANES, Panels, STEP};
-use super::{avx2, avx512vnni};
+use super::{avx2, avx512vnni, avx512vnni_tile};
 use crate::ggml::BlockType;
 use crate::isa::{Avx2, Avx512Vnni};
 
-/// Steps of 32 columns that are decoded at a time: 64 × 1.25 KiB stay in the second-level cache, beside the
-/// activations. A multiple of the 8 steps of the longest unit.
-const DECODED_STEPS: usize = 64;
+/// Steps of 32 columns that are decoded at a time: 8 × 1.25 KiB of each of two panels stay in the first-level cache while all rows
+/// of activations pass. A multiple of the 8 steps of the longest unit.
+const DECODED_STEPS: usize = 8;
 
 type Stream = unsafe fn(&[u8], &[Block], &mut [[f32; LANES]]);
 type Decode = unsafe fn(&[u8], &mut [Decoded]);
@@ -72,9 +72,10 @@ pub(super) fn tiles_avx2(
     scratch: &mut Vec<Decoded>,
 ) {
     let decode: Decode = for_type!(w.ty(), avx2::decode);
-    for_each_part((w, panel), scratch, |first, units, decoded| {
+    for_each_part((w, panel), scratch, |first, [units], [decoded]| {
         // SAFETY: the token proves the instructions of `avx2::decode`.
         unsafe { decode(units, decoded) };
+        let decoded = &*decoded;
         let x = Rows { x, steps: w.k() / STEP, first, ty: w.ty() };
         tiles(y, avx2::TILE_ROWS, |row, y| match y.len() {
             // SAFETY: the token proves the instructions of every `avx2::tile`.
@@ -89,8 +90,9 @@ pub(super) fn tiles_avx2(
     });
 }
 
-/// One panel times many rows of activations; adds to `y`.
-pub(super) fn tiles_avx512vnni(
+/// `P` neighbouring panels, one or two, times many rows of activations; adds to `y`, which has all rows of a panel after those of
+/// the panel before.
+pub(super) fn tiles_avx512vnni<const P: usize>(
     _: Avx512Vnni,
     (w, panel): (&Panels, usize),
     x: &[Block],
@@ -98,35 +100,53 @@ pub(super) fn tiles_avx512vnni(
     scratch: &mut Vec<Decoded>,
 ) {
     let decode: Decode = for_type!(w.ty(), avx512vnni::decode);
-    for_each_part((w, panel), scratch, |first, units, decoded| {
-        // SAFETY: the token proves the instructions of `avx512vnni::decode`.
-        unsafe { decode(units, decoded) };
+    let rows = y.len() / P;
+    for_each_part::<P>((w, panel), scratch, |first, units, mut decoded| {
+        for (units, decoded) in units.iter().zip(&mut decoded) {
+            // SAFETY: the token proves the instructions of `avx512vnni::decode`.
+            unsafe { decode(units, decoded) };
+        }
+        let w_part = decoded.each_ref().map(|decoded| &**decoded);
         let x = Rows { x, steps: w.k() / STEP, first, ty: w.ty() };
-        tiles(y, avx512vnni::TILE_ROWS, |row, y| match y.len() {
-            // SAFETY: the token proves the instructions of every `avx512vnni::tile`.
-            12.. => unsafe { tile_avx512vnni::<12>(decoded, &x, row, y) },
-            // SAFETY: as above.
-            6.. => unsafe { tile_avx512vnni::<6>(decoded, &x, row, y) },
-            // SAFETY: as above.
-            3..6 => unsafe { tile_avx512vnni::<3>(decoded, &x, row, y) },
-            // SAFETY: as above.
-            _ => unsafe { tile_avx512vnni::<1>(decoded, &x, row, y) },
-        });
+        let mut row = 0;
+        while row < rows {
+            let y = (&mut y[row..], rows);
+            // No row is left for a tile of one that another cut could spare: two sums wait for each other.
+            row += match rows - row {
+                // SAFETY: the token proves the instructions of every `avx512vnni_tile::tile`.
+                12.. if P == 1 => unsafe { tile_avx512vnni::<P, 12>(w_part, &x, row, y) },
+                // SAFETY: as above.
+                6 | 9.. => unsafe { tile_avx512vnni::<P, 6>(w_part, &x, row, y) },
+                // SAFETY: as above.
+                4 | 7 | 8 => unsafe { tile_avx512vnni::<P, 4>(w_part, &x, row, y) },
+                // SAFETY: as above.
+                3 | 5 => unsafe { tile_avx512vnni::<P, 3>(w_part, &x, row, y) },
+                // SAFETY: as above.
+                _ => unsafe { tile_avx512vnni::<P, 1>(w_part, &x, row, y) },
+            };
+        }
     });
 }
 
-/// Runs `f(first step, units, room for their decoded form)` over a panel.
-fn for_each_part(
+/// Runs `f(first step, units of each panel, room for their decoded form)` over neighbouring panels.
+fn for_each_part<const P: usize>(
     (w, panel): (&Panels, usize),
     scratch: &mut Vec<Decoded>,
-    mut f: impl FnMut(usize, &[u8], &mut [Decoded]),
+    mut f: impl FnMut(usize, [&[u8]; P], [&mut [Decoded]; P]),
 ) {
     let unit = w.ty().unit();
-    scratch.resize(DECODED_STEPS.min(w.k() / STEP), Decoded::ZERO);
-    let units = DECODED_STEPS / unit.steps;
-    for (i, units) in w.panel(panel).chunks(units * unit.nbytes).enumerate() {
-        let steps = units.len() / unit.nbytes * unit.steps;
-        f(i * DECODED_STEPS, units, &mut scratch[..steps]);
+    let most = DECODED_STEPS.min(w.k() / STEP);
+    scratch.resize(P * most, Decoded::ZERO);
+    let part_nbytes = DECODED_STEPS / unit.steps * unit.nbytes;
+    let panels: [&[u8]; P] = std::array::from_fn(|p| w.panel(panel + p));
+    let mut start = 0;
+    while start < panels[0].len() {
+        let end = panels[0].len().min(start + part_nbytes);
+        let steps = (end - start) / unit.nbytes * unit.steps;
+        let mut rooms = scratch.chunks_exact_mut(most);
+        let rooms = [(); P].map(|()| &mut rooms.next().expect("one a panel")[..steps]);
+        f(start / part_nbytes * DECODED_STEPS, panels.map(|panel| &panel[start..end]), rooms);
+        start = end;
     }
 }
 
@@ -173,19 +193,18 @@ fn tile_avx2<const M: usize>(
 }
 
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn tile_avx512vnni<const M: usize>(
-    w: &[Decoded],
+fn tile_avx512vnni<const P: usize, const M: usize>(
+    w: [&[Decoded]; P],
     x: &Rows<'_>,
     row: usize,
-    y: &mut [[f32; LANES]],
+    y: (&mut [[f32; LANES]], usize),
 ) -> usize {
-    let (y, _) = y.as_chunks_mut::<M>();
-    let rows = x.take::<M>(row, w.len());
+    let rows = x.take::<M>(row, w[0].len());
     match (x.ty.unit().subs, x.ty.has_min()) {
-        (1, false) => avx512vnni::tile::<1, false, M>(w, rows, &mut y[0]),
-        (1, true) => avx512vnni::tile::<1, true, M>(w, rows, &mut y[0]),
-        (_, false) => avx512vnni::tile::<2, false, M>(w, rows, &mut y[0]),
-        (_, true) => avx512vnni::tile::<2, true, M>(w, rows, &mut y[0]),
+        (1, false) => avx512vnni_tile::tile::<1, false, P, M>(w, rows, y),
+        (1, true) => avx512vnni_tile::tile::<1, true, P, M>(w, rows, y),
+        (_, false) => avx512vnni_tile::tile::<2, false, P, M>(w, rows, y),
+        (_, true) => avx512vnni_tile::tile::<2, true, P, M>(w, rows, y),
     }
     M
 }
