@@ -198,7 +198,12 @@ fn values_of(names: &Names, arg: &clap::Arg, typed: &str) -> Vec<String> {
         "COLUMN" => names.columns.clone(),
         "KIND" => {
             let names = PlotKind::NAMES.iter().map(|(name, _)| (*name).to_owned());
-            names.chain([super::plot::SPARSITY, super::plot::LOSS].map(str::to_owned)).collect()
+            names
+                .chain(
+                    [super::plot::SPARSITY, super::plot::LOSS, super::plot::ROOFLINE]
+                        .map(str::to_owned),
+                )
+                .collect()
         }
         "FILE" | "DIR" | "PATH" => paths(typed),
         "COMMAND" => COMMANDS.iter().map(|entry| entry.name.to_owned()).collect(),

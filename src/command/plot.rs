@@ -16,7 +16,7 @@ use crate::value::{Kind, Value};
 /// Columns that are not named are chosen: the first texts and the first numbers.
 #[derive(Debug, clap::Args)]
 pub(super) struct Plot {
-    /// bars, lines, scatter, histogram, heat-map, layer-map (layers by blocks), timeline or loss (of training) of a table; sparsity of a model
+    /// bars, lines, scatter, histogram, heat-map, layer-map (layers by blocks), timeline, loss (of training) or roofline of a table; sparsity of a model
     #[arg(value_name = "KIND", default_value = "bars")]
     kind: What,
     /// For sparsity: whose zeros [default: those of the first sparse layer]
@@ -66,6 +66,7 @@ enum What {
     Chart(PlotKind),
     Sparsity,
     Loss,
+    Roofline,
 }
 
 impl FromStr for What {
@@ -78,7 +79,11 @@ impl FromStr for What {
         if word == LOSS {
             return Ok(What::Loss);
         }
-        let more = format!("{LOSS} (of training) and {SPARSITY} (of a model)");
+        if word == ROOFLINE {
+            return Ok(What::Roofline);
+        }
+        let more =
+            format!("{LOSS} (of training), {ROOFLINE} (of `roofline`) and {SPARSITY} (of a model)");
         word.parse().map(What::Chart).map_err(|error| Error::usage(format!("{error}, {more}")))
     }
 }
@@ -88,6 +93,9 @@ pub(super) const SPARSITY: &str = "sparsity";
 
 /// Losses over steps, with the names that training gives its columns.
 pub(super) const LOSS: &str = "loss";
+
+/// Measured rates under the roofs that bandwidth and arithmetic make.
+pub(super) const ROOFLINE: &str = "roofline";
 
 /// Cells of a picture of zeros along a side.
 const CELLS: usize = 96;
@@ -131,6 +139,7 @@ impl Command for Plot {
             What::Chart(kind) => kind,
             What::Sparsity => return self.sparsity(&input.into_model()?),
             What::Loss => return self.losses(&input.into_table()?),
+            What::Roofline => return self.roofline(&input.into_table()?),
         };
         let config = self.config(kind);
         figure(&input.into_table()?, &config).map(Value::from)
@@ -149,6 +158,7 @@ impl Plot {
             log_x: self.log_x,
             log_y: self.log_y,
             marks: self.mark,
+            rules: Vec::new(),
             theme: self.theme,
             width: self.width,
             height: self.height,
@@ -182,6 +192,29 @@ impl Plot {
         figure(table, &config).map(Value::from)
     }
 
+    /// A point a layer and M, in the color of its kernel, below the roofs.
+    fn roofline(self, table: &Table) -> Result<Value> {
+        let has = |name: &str| table.columns().iter().any(|column| column.name == name);
+        if !["intensity", "rate", "bound by", "of the roof"].into_iter().all(has) {
+            return Err(Error::usage(format!(
+                "`plot roofline` draws what `roofline` gives, and {:?} is another table",
+                table.title()
+            )));
+        }
+        let rules = roofs(table)?;
+        let asked = self.config(PlotKind::Scatter);
+        let config = PlotConfig {
+            x: Some("intensity".to_owned()),
+            y: vec!["rate".to_owned()],
+            by: asked.by.or(Some("kernel".to_owned())),
+            log_x: true,
+            log_y: true,
+            rules,
+            ..asked
+        };
+        figure(table, &config).map(Value::from)
+    }
+
     fn sparsity(self, model: &Model) -> Result<Value> {
         let table = mask_table(model, self.layer.as_deref(), self.corner, CELLS)?;
         let columns = table.columns().iter().skip(1).map(|column| column.name.clone());
@@ -196,5 +229,62 @@ impl Plot {
             ..PlotConfig::default()
         };
         figure(&table, &config).map(Value::from)
+    }
+}
+
+/// The roofs of a roofline's table, a line for each arithmetic: up with the bandwidth to its peak, then level.
+fn roofs(table: &Table) -> Result<Vec<Vec<(f64, f64)>>> {
+    let (intensities, rates) = (table.column_f64("intensity")?, table.column_f64("rate")?);
+    let (shares, bounds) = (table.column_f64("of the roof")?, table.column_text("bound by")?);
+    let (mut slope, mut peaks) = (None, Vec::<f64>::new());
+    for (i, bound) in bounds.iter().enumerate() {
+        // The rate that the roof allows here.
+        let roof = rates[i] * 100.0 / shares[i];
+        if bound == "memory" {
+            slope = Some(roof / intensities[i]);
+        } else if roof.is_finite() && !peaks.iter().any(|peak| (peak / roof - 1.0).abs() < 1e-6) {
+            peaks.push(roof);
+        }
+    }
+    let least = intensities.iter().copied().fold(f64::INFINITY, f64::min) / 1.5;
+    let most = intensities.iter().copied().fold(0.0, f64::max) * 1.5;
+    let Some(slope) = slope else {
+        return Ok(peaks.into_iter().map(|peak| vec![(least, peak), (most, peak)]).collect());
+    };
+    if peaks.is_empty() {
+        return Ok(vec![vec![(least, slope * least), (most, slope * most)]]);
+    }
+    let roof = |peak: f64| {
+        let knee = (peak / slope).max(least);
+        vec![(least, (slope * least).min(peak)), (knee, peak), (most.max(1.5 * knee), peak)]
+    };
+    Ok(peaks.into_iter().map(roof).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roofs_rise_with_the_bandwidth_and_end_at_the_peaks() {
+        let mut table = Table::new("t")
+            .column("bound by")
+            .column("intensity")
+            .column("of the roof")
+            .column("rate");
+        let rows = [
+            ("memory", 2.0, 50.0, 40.0),
+            ("int8 arithmetic", 90.0, 25.0, 100.0),
+            ("int8 arithmetic", 60.0, 50.0, 200.0),
+            ("f32 arithmetic", 50.0, 100.0, 100.0),
+        ];
+        for (bound, intensity, share, rate) in rows {
+            table.push([bound.into(), intensity.into(), share.into(), rate.into()]).expect("a row");
+        }
+        let roofs = roofs(&table).expect("roofs");
+        // 80 of 2 FLOP/byte are 40 GB/s; the peaks are 400 and 100.
+        let knees: Vec<(f64, f64)> = roofs.iter().map(|roof| roof[1]).collect();
+        assert_eq!(knees, [(10.0, 400.0), (2.5, 100.0)]);
+        assert_eq!(roofs[0][2], (135.0, 400.0));
     }
 }

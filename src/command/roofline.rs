@@ -8,7 +8,7 @@ use crate::value::{Kind, Value};
 
 /// Say how fast each linear layer can be on this machine, and how fast it is.
 ///
-/// Bandwidth and arithmetic peaks are measured in the same run. `plot scatter --x intensity --y rate --log-x --log-y` draws it.
+/// Bandwidth and arithmetic peaks are measured in the same run. `plot roofline` draws it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Roofline {
     /// Rows of the activation, separated by commas
@@ -25,11 +25,18 @@ impl Command for Roofline {
     const INPUT: &'static [Kind] = &[Kind::Model];
     const OUTPUT: Output = Output::Is(Kind::Table);
     const MEASURES: bool = true;
-    const EXAMPLES: &'static [Example] = &[Example {
-        line: "load tiny | quantize int8-weight-only | roofline --m 1 --seconds 0.01",
-        about: "predicted and measured, shape by shape",
-        expect: "of the roof",
-    }];
+    const EXAMPLES: &'static [Example] = &[
+        Example {
+            line: "load tiny | quantize int8-weight-only | roofline --m 1 --seconds 0.01",
+            about: "predicted and measured, shape by shape",
+            expect: "of the roof",
+        },
+        Example {
+            line: "load tiny | quantize int8-weight-only | roofline --seconds 0.01 | plot roofline",
+            about: "the rates, below the roofs of bandwidth and arithmetic",
+            expect: "FLOP/byte",
+        },
+    ];
 
     fn run(self, session: &mut Session, input: Value) -> Result<Value> {
         if !(self.seconds > 0.0 && self.seconds <= 60.0) {

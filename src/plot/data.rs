@@ -18,6 +18,8 @@ pub(super) struct Chart {
     pub(super) content: Content,
     /// Where on x rules stand, in rising order.
     pub(super) marks: Vec<f64>,
+    /// Lines in the numbers of both axes.
+    pub(super) rules: Vec<Vec<(f64, f64)>>,
     /// Sentences below the chart: what was not drawn, what the table's notes say.
     pub(super) notes: Vec<String>,
 }
@@ -108,6 +110,7 @@ pub(super) fn chart(table: &Table, config: &PlotConfig) -> Result<Chart> {
             PlotKind::Timeline => timeline::timeline(table, &choice)?,
         },
         marks: marks(config)?,
+        rules: config.rules.clone(),
         notes,
     };
     if config.kind == PlotKind::Timeline {

@@ -21,7 +21,7 @@ pub(super) fn layer_map(
     if kinds.is_empty() {
         return Err(Error::invalid(format!(
             "no row of table \"{}\" names a layer of a block, such as model.layers.0.mlp.up_proj; \
-             a layer map wants such a column as x",
+             a layer map wants such a column as x, as `shapes` and `eval sqnr` give it",
             table.title()
         )));
     }

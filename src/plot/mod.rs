@@ -127,6 +127,8 @@ pub struct PlotConfig {
     pub log_y: bool,
     /// Values of x with a rule through the chart, as the grid of a quantized weight (lines, scatter, histogram).
     pub marks: Vec<f64>,
+    /// Lines through the points of lines and scatter, in the numbers of both axes: roofs, limits.
+    pub rules: Vec<Vec<(f64, f64)>>,
     /// Colors of SVG, PNG and notebook output.
     pub theme: Theme,
     /// Width in pixels of SVG and notebook output.
@@ -147,6 +149,7 @@ impl Default for PlotConfig {
             log_x: false,
             log_y: false,
             marks: Vec::new(),
+            rules: Vec::new(),
             theme: Theme::Light,
             width: 800,
             height: None,

@@ -15,7 +15,8 @@ impl Scene {
         names: Option<&[String]>,
         area: Area,
     ) {
-        let points = || series.iter().flat_map(|one| one.points.iter());
+        let points =
+            || series.iter().flat_map(|one| one.points.iter()).chain(chart.rules.iter().flatten());
         let x = match names {
             Some(names) => Axis::of_names(names),
             None => {
@@ -28,6 +29,11 @@ impl Scene {
         let y = Axis::holding(points().map(|p| p.1), &chart.y, 6);
         let plot = self.frame(chart, &x, &y, area);
         self.marks(chart, &x, plot);
+        for rule in &chart.rules {
+            let place =
+                |&(px, py): &(f64, f64)| Some((plot.x(x.fraction(px)?), plot.y(y.fraction(py)?)));
+            self.line(rule.iter().filter_map(place).collect(), self.colors.ink, 1.5);
+        }
         let mut taken: Vec<Area> = Vec::new();
         for (s, one) in series.iter().enumerate() {
             let color = self.colors.series(s);

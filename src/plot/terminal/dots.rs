@@ -46,6 +46,12 @@ pub(super) fn dots(
     let widest = y.ticks.iter().map(|(_, text)| width(text)).max().unwrap_or(0);
     let margin = widest.min(frame.columns / 3);
     let mut canvas = Canvas::new(frame.columns - margin - 2, frame.lines);
+    for pair in chart.rules.iter().flat_map(|rule| rule.windows(2)) {
+        let place = |(px, py): (f64, f64)| Some((x.fraction(px)?, y.fraction(py)?));
+        if let (Some(from), Some(to)) = (place(pair[0]), place(pair[1])) {
+            canvas.line(from, to, series.len());
+        }
+    }
     for (s, one) in series.iter().enumerate() {
         let places: Vec<Option<(f64, f64)>> =
             one.points.iter().map(|&(px, py)| Some((x.fraction(px)?, y.fraction(py)?))).collect();
@@ -95,7 +101,8 @@ pub(super) fn dots(
 }
 
 fn axes(chart: &Chart, series: &[Points], names: Option<&[String]>, frame: &Frame) -> (Axis, Axis) {
-    let points = || series.iter().flat_map(|one| one.points.iter());
+    let points =
+        || series.iter().flat_map(|one| one.points.iter()).chain(chart.rules.iter().flatten());
     let x = match names {
         Some(names) => Axis::of_names(names),
         None => {
