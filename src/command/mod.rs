@@ -40,6 +40,7 @@ mod load;
 mod mix;
 mod outliers;
 mod pareto;
+mod pat_args;
 mod plot;
 mod profile;
 mod quantize;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::pat_args::PatArgs;
 use super::{Command, Example, Group, Output};
 use crate::data::texts;
 use crate::error::{Error, Result};
@@ -96,6 +97,8 @@ pub(super) struct Train {
     linear: Linears,
     #[command(flatten)]
     qat: QatArgs,
+    #[command(flatten)]
+    pat: PatArgs,
     /// Draw weights to 2^BITS values a row (0: ternary), harder with every step until they are these values (PARQ)
     #[arg(long, value_name = "BITS", conflicts_with_all = ["qat", "qat_config", "lora_rank", "linear"])]
     parq: Option<u32>,
@@ -350,13 +353,15 @@ impl Train {
     fn trainer(&self, model: &Model, texts: &[String], seed: u64) -> Result<Trainer> {
         let (tokenizer, bos) = (model.tokenizer()?, model.config.bos_token_id);
         let corpus = |texts: &[String]| Corpus::of_texts(tokenizer, bos, texts);
-        let rule = match (self.parq, self.paretoq, self.linear.rule(seed)) {
+        let config = self.config(seed);
+        let pruned = self.pat.rule(&config)?;
+        let rule = match (self.parq, self.paretoq, pruned.or(self.linear.rule(seed))) {
             (Some(bits), ..) => self.parq_rule(bits)?,
             (_, Some(bits), _) => Arc::new(ParetoQRule::new(ParetoQ::new(bits)?)),
             (.., Some(rule)) => rule,
             (None, None, None) => self.qat.rule(seed)?,
         };
-        let mut trainer = Trainer::new(model, corpus(texts)?, self.config(seed), rule)?;
+        let mut trainer = Trainer::new(model, corpus(texts)?, config, rule)?;
         if self.eval_every > 0 {
             trainer.hold_out(corpus(&[texts::read(&self.eval_text)?])?, self.eval_windows)?;
         }

@@ -19,6 +19,7 @@ pub mod optim;
 mod parameters;
 pub mod paretoq;
 pub mod parq;
+pub mod pat;
 pub mod qat;
 mod rule;
 pub mod semi_sparse;
