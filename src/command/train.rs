@@ -256,7 +256,7 @@ fn semi_sparse(side: Side) -> Arc<dyn LinearRule> {
 #[derive(Debug, clap::Args)]
 struct QatArgs {
     /// Fake-quantize: int4-weight-only, int2 … int8 (weights), 8da2w … 8da8w (and int8 activations), mxfp8, mxfp4, nvfp4 (both);
-    /// or an older flow: 8da4w-qat, 4w-qat, 4w-embedding-qat, fp8a4w-qat, joined by +
+    /// or an older flow: 8da4w-qat, 4w-embedding-qat, fp8a4w-qat, joined by +
     #[arg(long, value_name = "QUANTIZER")]
     qat: Option<String>,
     /// Numbers that share a scale [default: a row; int4-weight-only: 128]

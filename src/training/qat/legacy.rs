@@ -8,7 +8,8 @@
 //! | `Float8ActInt4WeightQATQuantizer` (T12) | float8 rows | int4 groups | none, as in torchao |
 //! | `ComposableQATQuantizer` (T13) | several of them, in order | | theirs |
 //!
-//! torchtune's words for them are understood by [`super::QatConfig::of_word`]: `8da4w-qat`, `4w-qat`, `4w-embedding-qat`, `fp8a4w-qat`.
+//! torchtune's words for them are understood by [`super::QatConfig::of_word`]: `8da4w-qat`, `4w-embedding-qat`, `fp8a4w-qat`.
+//! T10 has no word: that it prepares what it converts to was not seen.
 
 use serde_json::{Value as Json, json};
 
@@ -71,9 +72,6 @@ impl LegacyQuantizer {
                 groupsize,
                 scales_precision: DType::F32,
             }),
-            "4w-qat" => {
-                Some(LegacyQuantizer::Int4WeightOnly { groupsize, scales_precision: DType::BF16 })
-            }
             "4w-embedding-qat" => Some(LegacyQuantizer::Int4WeightOnlyEmbedding {
                 group_size: groupsize,
                 scale_precision: DType::F32,

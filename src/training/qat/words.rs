@@ -38,7 +38,7 @@ impl QatConfig {
         let bits: u32 = bits.filter(|bits| (2..=8).contains(bits)).ok_or_else(|| {
             Error::usage(format!(
                 "{word} is not known to QAT; wanted int4-weight-only, int2 to int8, 8da2w to 8da8w, mxfp8, \
-                 mxfp4, nvfp4, 8da4w-qat, 4w-qat, 4w-embedding-qat or fp8a4w-qat"
+                 mxfp4, nvfp4, 8da4w-qat, 4w-embedding-qat or fp8a4w-qat"
             ))
         })?;
         let granularity = group_size.map_or(IntxGranularity::PerChannel, IntxGranularity::PerGroup);
