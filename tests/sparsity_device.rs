@@ -72,6 +72,9 @@ fn decoded(form: &DeviceForm<'_>) -> (Vec<f32>, bool) {
     }
 }
 
+/// A quantizer, the dtype that it is given, and whether what it makes is handed over compressed.
+type Case = (Option<Box<dyn Recipe>>, DType, bool);
+
 #[test]
 fn a_gpu_is_handed_the_same_numbers() {
     let cpu = Cpu::new(Some(1));
@@ -79,7 +82,7 @@ fn a_gpu_is_handed_the_same_numbers() {
         granularity: Float8Granularities::PerRow,
         ..Default::default()
     };
-    let cases: Vec<(Option<Box<dyn Recipe>>, DType, bool)> = vec![
+    let cases: Vec<Case> = vec![
         (None, DType::BF16, true),
         (Some(Box::new(Int8DynamicActivationInt8WeightConfig::default())), DType::F32, true),
         (Some(Box::new(Int8WeightOnlyConfig::default())), DType::F32, false),

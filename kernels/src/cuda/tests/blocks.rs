@@ -30,10 +30,11 @@ impl Case {
         let values = to_bf16(&sample.vec(col.len() * 4096, 0.3));
         let numbers = from_bf16(&values);
         let mut rows = vec![0.0; n * k];
+        let whole = |index: i32| usize::try_from(index).expect("an index");
         for row in 0..n / 64 {
-            for at in crow[row] as usize..crow[row + 1] as usize {
+            for at in whole(crow[row])..whole(crow[row + 1]) {
                 for i in 0..4096 {
-                    let (column, of) = (col[at] as usize * 64 + i / 64, row * 64 + i % 64);
+                    let (column, of) = (whole(col[at]) * 64 + i / 64, row * 64 + i % 64);
                     rows[of * k + column] = numbers[at * 4096 + i];
                 }
             }
