@@ -108,7 +108,7 @@ mod tests {
             let found = text.lines().find(|line| line.trim_start().starts_with(name));
             found.unwrap_or_default().split_whitespace().map(str::to_owned).collect::<Vec<_>>()
         };
-        assert_eq!(line("b"), ["b", "1", "0.006", "60", "6"]);
+        assert_eq!(line("b"), ["b", "1", "0.006", "60", "6.0"]);
         assert_eq!(line("a "), ["a", "2", "0.003", "30", "1.5"]);
         let trace = profile.to_chrome_trace();
         assert_eq!(trace["traceEvents"].as_array().map(Vec::len), Some(4));

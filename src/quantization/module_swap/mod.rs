@@ -14,7 +14,7 @@
 //! codebook, see `codebook.rs`), and inputs and results that are rounded at every call, or between the extremes that a
 //! text gave (`rounding.rs`). Embeddings are `quantize embedding`.
 
-mod codebook;
+mod kmeans_weight;
 mod layer;
 mod observer;
 mod options;
@@ -239,7 +239,7 @@ impl QuantizationRecipe {
         let (n, k) = weight.shape();
         self.check((n, k))?;
         if self.weight_codebook {
-            return codebook::quantize(cpu, weight, self.weight_bits, self.codebook_dim);
+            return kmeans_weight::quantize(cpu, weight, self.weight_bits, self.codebook_dim);
         }
         let group_size = self.weight_group_size.unwrap_or(k);
         let symmetric = self.weight_quantization_mode == QuantizationMode::Symmetric;
@@ -305,7 +305,7 @@ impl Recipe for QuantizationRecipe {
     fn check(&self, (n, k): (usize, usize)) -> Result<()> {
         self.check_options()?;
         if self.weight_codebook {
-            codebook::check((n, k), self.weight_bits, self.codebook_dim)?;
+            kmeans_weight::check((n, k), self.weight_bits, self.codebook_dim)?;
         }
         let rounding = Rounding {
             bits: self.activation_bits,
