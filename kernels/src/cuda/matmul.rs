@@ -8,11 +8,11 @@ use std::sync::{Mutex, PoisonError};
 use cudarc::cublaslt::{result, sys};
 use sys::cublasLtMatmulDescAttributes_t as Attribute;
 
-use super::{Buffer, CudaError, CudaResult, Device};
+use super::{Buffer, CudaResult, Device};
 use crate::Shape;
 
 /// Scratch space for algorithms that split K; 32 MiB is what NVIDIA advises on Hopper.
-const WORKSPACE: usize = 32 << 20;
+pub(super) const WORKSPACE: usize = 32 << 20;
 
 /// The types of a dense product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -75,7 +75,11 @@ impl Blas {
         Ok(Blas { handle, workspace: Mutex::default(), plans: Mutex::default() })
     }
 
-    fn workspace(&self, device: &Device) -> CudaResult<u64> {
+    pub(super) fn handle(&self) -> sys::cublasLtHandle_t {
+        self.handle
+    }
+
+    pub(super) fn workspace(&self, device: &Device) -> CudaResult<u64> {
         let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(buffer) = &*workspace {
             return Ok(buffer.address());
@@ -116,7 +120,11 @@ impl DenseType {
     }
 }
 
-fn set<T>(desc: sys::cublasLtMatmulDesc_t, attribute: Attribute, value: &T) -> CudaResult<()> {
+pub(super) fn set<T>(
+    desc: sys::cublasLtMatmulDesc_t,
+    attribute: Attribute,
+    value: &T,
+) -> CudaResult<()> {
     let pointer = std::ptr::from_ref(value).cast::<c_void>();
     // SAFETY: the descriptor is alive and the library copies `size_of::<T>()` bytes at once.
     unsafe { result::set_matmul_desc_attribute(desc, attribute, pointer, size_of::<T>()) }?;
@@ -153,24 +161,32 @@ fn plan(
     let w = result::create_matrix_layout(of, k, n, k.cast_signed())?;
     let x = result::create_matrix_layout(of, k, m, k.cast_signed())?;
     let y = result::create_matrix_layout(to, n, m, n.cast_signed())?;
+    let algo = find_algorithm(handle, desc, [w, x, y])
+        .map_err(|error| error.within(&format!("{kind:?} of M {m}, N {n}, K {k}")))?;
+    Ok(Plan { desc, w, x, y, algo })
+}
+
+/// What the library thinks is fastest for two factors and a result.
+pub(super) fn find_algorithm(
+    handle: sys::cublasLtHandle_t,
+    desc: sys::cublasLtMatmulDesc_t,
+    [a, b, y]: [sys::cublasLtMatrixLayout_t; 3],
+) -> CudaResult<sys::cublasLtMatmulAlgo_t> {
     let preference = result::create_matmul_pref()?;
     let attribute =
         sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
     let bytes = std::ptr::from_ref(&WORKSPACE).cast();
     // SAFETY: the library copies eight bytes at once.
     unsafe { result::set_matmul_pref_attribute(preference, attribute, bytes, 8) }?;
-    // SAFETY: all descriptors were made above and are alive.
-    let found = unsafe { result::get_matmul_algo_heuristic(handle, desc, w, x, y, y, preference) };
+    // SAFETY: the caller made all descriptors and has them alive.
+    let found = unsafe { result::get_matmul_algo_heuristic(handle, desc, a, b, y, y, preference) };
     // SAFETY: made above and used no more.
     unsafe { result::destroy_matmul_pref(preference) }?;
-    let found = found.map_err(|error| {
-        CudaError::from(error).within(&format!("{kind:?} of M {m}, N {n}, K {k}"))
-    })?;
-    Ok(Plan { desc, w, x, y, algo: found.algo })
+    Ok(found?.algo)
 }
 
-/// The library's first factor is our W.
-fn set_scales(desc: sys::cublasLtMatmulDesc_t, [x, w]: [u64; 2]) -> CudaResult<()> {
+/// The scales of our first and second factor; the library's first is our second.
+pub(super) fn set_scales(desc: sys::cublasLtMatmulDesc_t, [x, w]: [u64; 2]) -> CudaResult<()> {
     set(desc, Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &w)?;
     set(desc, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &x)
 }

@@ -13,6 +13,7 @@
 //! linear/      linear layers in every format that has a kernel
 //! sparse/      linear layers whose weight is 2:4
 //! ops.rs       the operations between them
+//! training/     forward, backward and step of training
 //! tensor_map.rs  matrices as Hopper's copy engine sees them
 //! sources.rs   every `.cu` of this crate and how it is specialised
 //! ```
@@ -45,6 +46,7 @@ mod record;
 pub mod sources;
 pub mod sparse;
 mod tensor_map;
+pub mod training;
 
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,9 @@
 /// What stands in front of every source.
 const COMMON: &str = include_str!("common.cuh");
 
+/// Tiles of training's attention.
+const TILES: &str = include_str!("training/tiles.cuh");
+
 /// Codes to the factors of tensor cores.
 const DECODE_CODES: &str = include_str!("linear/decode.cuh");
 
@@ -228,8 +231,71 @@ pub static QUANTIZE: Source = Source {
     variants: &[""],
 };
 
+/// RMSNorm of training and its gradient.
+pub static TRAIN_NORMS: Source = Source {
+    name: "train_norms",
+    headers: &[],
+    text: include_str!("training/norms.cu"),
+    hopper_only: false,
+    variants: &[""],
+};
+
+/// Rotation, SwiGLU and the embedding's gradient.
+pub static TRAIN_SMALL: Source = Source {
+    name: "train_small",
+    headers: &[],
+    text: include_str!("training/small.cu"),
+    hopper_only: false,
+    variants: &[""],
+};
+
+/// Softmax cross-entropy with its gradient.
+pub static TRAIN_LOSS: Source = Source {
+    name: "train_loss",
+    headers: &[],
+    text: include_str!("training/loss.cu"),
+    hopper_only: false,
+    variants: &[""],
+};
+
+/// The gradient's norm and AdamW.
+pub static TRAIN_STEP: Source = Source {
+    name: "train_step",
+    headers: &[],
+    text: include_str!("training/step.cu"),
+    hopper_only: false,
+    variants: &[""],
+};
+
+/// Attention of training and its gradient, by tensor cores.
+pub static TRAIN_ATTENTION: Source = Source {
+    name: "train_attention",
+    headers: &[TILES],
+    text: include_str!("training/attention.cu"),
+    hopper_only: false,
+    variants: &["AO_HEAD_DIM=32", "AO_HEAD_DIM=64", "AO_HEAD_DIM=128"],
+};
+
+/// The same for heads of other sizes.
+pub static TRAIN_ATTENTION_PLAIN: Source = Source {
+    name: "train_attention_plain",
+    headers: &[],
+    text: include_str!("training/attention_plain.cu"),
+    hopper_only: false,
+    variants: &[""],
+};
+
+/// Factors of low-precision products.
+pub static TRAIN_CASTS: Source = Source {
+    name: "train_casts",
+    headers: &[FLOAT8],
+    text: include_str!("training/casts.cu"),
+    hopper_only: false,
+    variants: &[""],
+};
+
 /// All of them.
-pub static SOURCES: [&Source; 13] = [
+pub static SOURCES: [&Source; 20] = [
     &LADDER,
     &ONE_TOKEN,
     &FEW_TOKENS,
@@ -243,4 +309,11 @@ pub static SOURCES: [&Source; 13] = [
     &DECODE,
     &PREFILL,
     &QUANTIZE,
+    &TRAIN_NORMS,
+    &TRAIN_SMALL,
+    &TRAIN_LOSS,
+    &TRAIN_STEP,
+    &TRAIN_ATTENTION,
+    &TRAIN_ATTENTION_PLAIN,
+    &TRAIN_CASTS,
 ];

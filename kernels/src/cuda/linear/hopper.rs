@@ -1,10 +1,10 @@
 //! Layers by Hopper's warpgroup products: any number of tokens, W read once for every 256 of them and decoded in registers.
 
-use super::{Data, Linear, Output};
+use super::{Data, Float8Scales, Linear, Output, Rows};
 use crate::cuda::launch::int;
 use crate::cuda::sources::WGMMA;
 use crate::cuda::tensor_map::TensorMap;
-use crate::cuda::{Arg, CudaResult, Grid};
+use crate::cuda::{Arg, Buffer, CudaResult, Device, Grid};
 
 /// The specialisation of `wgmma.cu`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -265,4 +265,25 @@ impl Linear {
     pub(super) fn packed_rows(&self) -> usize {
         super::packed_rows(self.n, self.rows)
     }
+}
+
+/// `y = (x · scale) · (W · scale)ᵀ` of 8-bit codes that are on the GPU, x (M, K) and W (N, K), a scale a row; K is a multiple of 16.
+pub(in crate::cuda) fn rows8_product(
+    device: &Device,
+    float8: bool,
+    (m, n, k): (usize, usize, usize),
+    [x, w]: [(&Buffer<u8>, &Buffer<f32>); 2],
+    y: &Output<'_>,
+) -> CudaResult<()> {
+    let data = Data::Rows8 {
+        q: w.0.clone(),
+        scale: w.1.clone(),
+        float8: float8.then_some(Float8Scales::Rows),
+    };
+    let device = device.clone();
+    let layer = Linear { device, n, k, k_padded: k, rows: Rows::Plain, data, bias: None };
+    if !layer.has_wgmma() {
+        return Err(super::no_kernel(n, k));
+    }
+    layer.run_wgmma(Activations { x: x.0.address(), scale: x.1.address() }, m, y)
 }

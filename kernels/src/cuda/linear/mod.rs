@@ -19,6 +19,7 @@ mod upload;
 
 pub use choose::Tiling;
 pub use hopper::HopperTiling;
+pub(super) use hopper::rows8_product;
 pub use ladder::{PlainInt4, Rung, run_rung};
 pub use one_token::{Input, Norm, Streaming};
 pub(super) use run::quantize_rows_into;

@@ -11,6 +11,9 @@ mod linear;
 mod one_token;
 mod small;
 mod sparse;
+mod training;
+mod training_attention;
+mod training_casts;
 
 use half::bf16;
 
