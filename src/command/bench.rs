@@ -80,6 +80,24 @@ enum What {
         #[arg(long)]
         without_llama: bool,
     },
+    /// Time training steps of a 1B network in bf16, float8 and int8, with --device cuda (takes no model)
+    Train {
+        /// Blocks of Llama-3.2-1B's shape
+        #[arg(long, default_value_t = 16)]
+        layers: usize,
+        /// Tokens of the vocabulary
+        #[arg(long, default_value_t = 32000)]
+        vocab: usize,
+        /// Sequences of a step
+        #[arg(long, default_value_t = 8)]
+        batch: usize,
+        /// Tokens of a sequence
+        #[arg(long, default_value_t = 2048)]
+        sequence: usize,
+        /// Timed steps
+        #[arg(long, default_value_t = 5)]
+        steps: usize,
+    },
     /// Climb from the simplest int4 kernel to the fastest, with --device cuda (takes no model)
     Ladder {
         /// The weight as NxK
@@ -159,7 +177,7 @@ impl Command for Bench {
                 let config = PrefillConfig { tokens, repeats };
                 prefill(&model, &cpu, &config, progress)?.table(&model.name)?
             }
-            What::Quantize { .. } | What::Anchors { .. } => {
+            What::Quantize { .. } | What::Anchors { .. } | What::Train { .. } => {
                 return Err(Error::usage("this bench runs on a GPU; add --device cuda"));
             }
             What::Ladder { shape } => cuda::ladder(None, one_shape(&shape)?)?,
@@ -226,6 +244,12 @@ fn on_gpu(session: &mut Session, what: What, model: Result<Model>) -> Result<Tab
         }
         What::Ladder { shape } => cuda::ladder(Some(device), one_shape(&shape)?),
         What::Machine { .. } => cuda::measure_ceilings(device)?.table(device),
+        What::Train { layers, vocab, batch, sequence, steps } => {
+            let bench = cuda::TrainBench { layers, vocab, batch, sequence, steps };
+            let ceilings = cuda::measure_ceilings(device)?;
+            device.trim()?;
+            cuda::train(device, &ceilings, &bench, progress)
+        }
         What::Quantize { shape } => {
             cuda::quantize(device, &cuda::measure_ceilings(device)?, &shapes(&shape)?)
         }

@@ -444,9 +444,12 @@ impl Command for Train {
             front.progress(&words, curve.points.len(), total);
             !task.cancelled()
         };
-        let ended = {
-            let _kept = Kept::begin();
-            trainer.run(&cpu, &options, &mut progress)?
+        let ended = match session.device().cloned() {
+            Some(device) => trainer.run_on_gpu(&device, &options, &mut progress)?,
+            None => {
+                let _kept = Kept::begin();
+                trainer.run(&cpu, &options, &mut progress)?
+            }
         };
         drop(task);
         // Runs of a session stand one below another, for one plot of them all.

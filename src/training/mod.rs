@@ -9,6 +9,7 @@ mod curve;
 mod data;
 pub mod distributed;
 pub mod float8;
+pub mod gpu;
 mod initial;
 pub mod int8;
 pub mod mx;

@@ -29,7 +29,7 @@ pub struct Trainer {
     pub(super) curve: Curve,
     /// Steps done.
     pub(super) step: usize,
-    model: Model,
+    pub(super) model: Model,
     network: Network,
     pub(super) rule: Arc<dyn LinearRule>,
     teacher: Option<Teacher>,
@@ -37,8 +37,8 @@ pub struct Trainer {
     pub(super) group: Option<Group>,
     /// What stays zero.
     pub(super) zeros: Zeros,
-    windows: Windows,
-    held_out: Option<Batch>,
+    pub(super) windows: Windows,
+    pub(super) held_out: Option<Batch>,
     /// Where the last good state is, for error messages.
     saved: Option<PathBuf>,
 }

@@ -31,6 +31,11 @@ impl Zeros {
         Ok(Zeros { layers })
     }
 
+    /// Whether no layer is sparse.
+    pub(super) fn is_empty(&self) -> bool {
+        self.layers.is_empty()
+    }
+
     /// The parameter `name` with its zeros.
     pub(super) fn put_back(&self, name: &str, tensor: Tensor) -> Result<Tensor> {
         let Some((mask, _)) = self.layers.get(name) else { return Ok(tensor) };

@@ -7,12 +7,14 @@ mod ladder;
 mod linear;
 mod llama;
 mod quantize;
+mod train;
 
 pub use anchors::anchors;
 pub use decode::{decode, prefill};
 pub use ladder::ladder;
 pub use linear::{Baselines, GpuRival, LinearBench, linear};
 pub use quantize::quantize;
+pub use train::{TrainBench, train};
 
 use aolab_kernels::Shape;
 use aolab_kernels::cuda::{Buffer, CudaResult, DenseType, Device, ops};
