@@ -59,10 +59,10 @@ __device__ __forceinline__ void forward(const float* x, const float* weight, u16
     if (threadIdx.x == 0) atomicMax(amax, (u32)f32_to_bf16(most) << 16);
   }
 }
-extern "C" __global__ void __launch_bounds__(1024) rms_norm_forward4(const float* x, const float* weight, u16* y, float* inv_rms, u32* amax, int k, float eps) {
+extern "C" __global__ void __launch_bounds__(512) rms_norm_forward4(const float* x, const float* weight, u16* y, float* inv_rms, u32* amax, int k, float eps) {
   forward<4>(x, weight, y, inv_rms, amax, k, eps);
 }
-extern "C" __global__ void __launch_bounds__(1024) rms_norm_forward1(const float* x, const float* weight, u16* y, float* inv_rms, u32* amax, int k, float eps) {
+extern "C" __global__ void __launch_bounds__(512) rms_norm_forward1(const float* x, const float* weight, u16* y, float* inv_rms, u32* amax, int k, float eps) {
   forward<1>(x, weight, y, inv_rms, amax, k, eps);
 }
 
