@@ -186,11 +186,9 @@ impl Trainer {
             state.insert(format!("{name}.exp_avg"), Tensor::new(mean, &[len])?);
             state.insert(format!("{name}.exp_avg_sq"), Tensor::new(square, &[len])?);
         }
-        let sizes: Vec<(String, usize)> =
-            self.parameters.iter().map(|(name, t)| (name.clone(), t.numel())).collect();
-        let sizes = sizes.iter().map(|(name, len)| (name.as_str(), *len));
+        let shapes = self.parameters.iter().map(|(name, tensor)| (name.as_str(), tensor.shape()));
         self.optimizer
-            .restore(sizes, &|name| state.get(name).cloned())
+            .restore(shapes, &|name| state.get(name).cloned())
             .within("the optimizer's state on the GPU")
     }
 }
