@@ -74,6 +74,7 @@ impl NetworkShape {
         let missing = [
             (config.qkv_bias || config.o_bias || config.mlp_bias, "biases"),
             (config.qk_norm, "norms of queries and keys"),
+            (config.experts.is_some(), "experts"),
             (windowed, "a window shorter than the sequence"),
             (!config.intermediate_size.is_multiple_of(8), "a feed-forward size not divisible by 8"),
         ];

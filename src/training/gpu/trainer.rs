@@ -58,7 +58,11 @@ impl Trainer {
     fn possible(&self) -> Result<AdamConfig> {
         let config = &self.config;
         let adam = match &config.optimizer {
-            OptimizerConfig::Adam(adam) if adam.state == StateBits::F32 && !adam.amsgrad => adam,
+            OptimizerConfig::Adam(adam)
+                if adam.state == StateBits::F32 && !adam.amsgrad && adam.galore.is_none() =>
+            {
+                adam
+            }
             _ => {
                 return Err(Error::invalid(format!(
                     "{} does not run on a GPU; use adamw with 32-bit states, or --device cpu",
