@@ -92,7 +92,8 @@ fn galore_steps_along_the_gradients_first_directions() {
             galore: Some(galore),
             ..AdamConfig::default()
         };
-        let mut optimizer = Optimizer::new(OptimizerConfig::Adam(config), 0).expect("sound");
+        let mut optimizer =
+            Optimizer::new(OptimizerConfig::Adam(config.clone()), 0).expect("sound");
         let gradient = tensor(g.clone(), &shape);
         let name = "model.layers.0.mlp.up_proj.weight";
         let update = Update { name, gradient: &gradient, lr, decays: true };
@@ -109,13 +110,6 @@ fn galore_steps_along_the_gradients_first_directions() {
         assert_eq!(optimizer.nbytes(), 4 * (2 * 12 + 5));
         let kept = optimizer.tensors().expect("its state");
         let find = |name: &str| kept.iter().find(|(n, _)| n == name).map(|(_, t)| t.clone());
-        let config = AdamConfig {
-            state,
-            eps,
-            weight_decay: decay,
-            galore: Some(galore),
-            ..AdamConfig::default()
-        };
         let mut again = Optimizer::new(OptimizerConfig::Adam(config), 0).expect("sound");
         again.restore([(name, &shape[..])].into_iter(), &find).expect("a whole state");
         for _ in 0..3 {

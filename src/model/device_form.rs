@@ -206,6 +206,11 @@ fn nibbles(codes: &[u8], all: &mut Vec<u8>) {
     all.extend(codes.chunks_exact(2).map(|pair| pair[0] | pair[1] << 4));
 }
 
+/// Whether all are bf16 numbers, bit for bit.
+pub(crate) fn all_bf16(values: &[f32]) -> bool {
+    values.iter().all(|v| bf16::from_f32(*v).to_f32().to_bits() == v.to_bits())
+}
+
 /// Numbers in f32, and whether all are bf16 numbers.
 fn widened(floats: Floats) -> (Vec<f32>, bool) {
     match floats {
@@ -273,7 +278,7 @@ pub(crate) fn packed_form(
             DeviceForm::Float8Int4 { q, scale, group_size, bf16 }
         }
         Values::Integers { .. } => {
-            let exact = zero.iter().all(|v| bf16::from_f32(*v).to_f32().to_bits() == v.to_bits());
+            let exact = all_bf16(&zero);
             let zero = if zero.is_empty() { vec![0.0; scale.len()] } else { zero };
             DeviceForm::Int4 {
                 q: q.into(),
@@ -330,7 +335,7 @@ pub(crate) fn float_form(
     for (code, to) in (0_u8..).zip(&mut table) {
         *to = Element::E2m1.decode(code);
     }
-    let bf16 = scale.iter().all(|v| bf16::from_f32(*v).to_f32().to_bits() == v.to_bits());
+    let bf16 = all_bf16(&scale);
     Some(DeviceForm::Table4 { q, table, scale, group_size, bf16 })
 }
 

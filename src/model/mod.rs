@@ -14,7 +14,7 @@ pub use block_weight::BlockWeight;
 pub use config::{ModelConfig, RopeScaling};
 pub use cuda::{PartTime, PlacedReport, to_device};
 pub use device_form::{DeviceForm, Stored};
-pub(crate) use device_form::{float_form, packed_form};
+pub(crate) use device_form::{all_bf16, float_form, packed_form};
 pub use experts::{Dense, Experts, ExpertsConfig, FeedForward, SHARED_GATE, is_router, route};
 pub use forward::{Context, NoObserver, Observer};
 pub use llama::{Layer, Linear, Model};

@@ -172,19 +172,23 @@ impl Kernel {
             numAttrs: u32::from(self.device.has_dependent_launch()),
         };
         let blocks = grid.blocks.0 * grid.blocks.1 * grid.blocks.2;
-        self.device.launched(&self.name, (blocks, grid.threads), || {
-            // SAFETY: each pointer leads to an argument of this frame, which the driver copies before it returns; their number and
-            // sizes are the kernel's, by the contract of this private function.
-            let launched = unsafe {
-                sys::cuLaunchKernelEx(
-                    &raw const config,
-                    self.function.cu_function(),
-                    pointers.as_mut_ptr(),
-                    std::ptr::null_mut(),
-                )
-            };
-            Ok(launched.result()?)
-        })
+        self.device.launched(
+            || self.name.to_string(),
+            (blocks, grid.threads),
+            || {
+                // SAFETY: each pointer leads to an argument of this frame, which the driver copies before it returns; their number and
+                // sizes are the kernel's, by the contract of this private function.
+                let launched = unsafe {
+                    sys::cuLaunchKernelEx(
+                        &raw const config,
+                        self.function.cu_function(),
+                        pointers.as_mut_ptr(),
+                        std::ptr::null_mut(),
+                    )
+                };
+                Ok(launched.result()?)
+            },
+        )
     }
 }
 

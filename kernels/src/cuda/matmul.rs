@@ -233,8 +233,8 @@ impl Device {
                 _ => (&raw const pair.0).cast(),
             }
         };
-        let name = format!("cublaslt {kind:?} {}x{}x{}", shape.m, shape.n, shape.k);
-        self.launched(&name, (0, 0), || {
+        let name = || format!("cublaslt {kind:?} {}x{}x{}", shape.m, shape.n, shape.k);
+        self.launched(name, (0, 0), || {
             // SAFETY: the layouts describe the three matrices, whose lengths the caller checked; the workspace holds `WORKSPACE` bytes.
             unsafe {
                 result::matmul(

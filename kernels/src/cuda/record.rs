@@ -40,11 +40,12 @@ impl Device {
     pub fn record<T>(&self, work: impl FnOnce() -> T) -> CudaResult<(T, Vec<KernelRun>)> {
         let begin = self.event()?;
         begin.record(self.stream())?;
-        let recorder = Recorder { begin, runs: Vec::new() };
-        let before = self.recorder().replace(recorder);
-        if let Some(before) = before {
-            *self.recorder() = Some(before);
-            return Err(CudaError::new("a recording is under way already"));
+        {
+            let mut recorder = self.recorder();
+            if recorder.is_some() {
+                return Err(CudaError::new("a recording is under way already"));
+            }
+            *recorder = Some(Recorder { begin, runs: Vec::new() });
         }
         let over = Over(self);
         let result = work();
@@ -67,14 +68,14 @@ impl Device {
         self.recorder().is_some()
     }
 
-    /// Launches a kernel, and notes when it ran if that is wanted; `grid` are its blocks and threads.
+    /// Launches a kernel, and notes when it ran if that is wanted; `grid` are its blocks and threads. Its name is asked for only then.
     pub(super) fn launched(
         &self,
-        name: &str,
+        name: impl FnOnce() -> String,
         grid: (usize, usize),
         launch: impl FnOnce() -> CudaResult<()>,
     ) -> CudaResult<()> {
-        if self.is_capturing() || !self.is_recording() {
+        if !self.is_recording() || self.is_capturing() {
             return launch();
         }
         let (start, end) = (self.event()?, self.event()?);
@@ -82,7 +83,7 @@ impl Device {
         launch()?;
         end.record(self.stream())?;
         if let Some(recorder) = &mut *self.recorder() {
-            recorder.runs.push(Pending { name: name.to_owned(), grid, start, end });
+            recorder.runs.push(Pending { name: name(), grid, start, end });
         }
         Ok(())
     }

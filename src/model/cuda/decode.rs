@@ -126,15 +126,13 @@ impl GpuContext {
 
     /// One step: the graph, or its kernels one by one where they are recorded.
     fn advance(&mut self) -> Result<()> {
-        let recorded = self.placed.device.is_recording();
-        match &mut self.step {
-            Some(step) if !recorded => Ok(step.graph.launch()?),
-            Some(_) => match &self.step {
-                Some(step) => Ok(self.run(&step.room)?),
-                None => Ok(()),
-            },
-            None => Err(Error::invalid("no step was captured")),
+        if self.placed.device.is_recording()
+            && let Some(step) = &self.step
+        {
+            return Ok(self.run(&step.room)?);
         }
+        let step = self.step.as_mut().ok_or_else(|| Error::invalid("no step was captured"))?;
+        Ok(step.graph.launch()?)
     }
 
     /// Reads one token behind `past` positions and gives its logits; the likeliest next token stays on the GPU.

@@ -11,7 +11,8 @@ use crate::kernels::int8_linear::ROW_SUM_MAX_K;
 use crate::kernels::sparse24_linear::{self as kernel, Activation, Values};
 use crate::kernels::{Cost, Cpu, Shape, int8_activation};
 use crate::model::{
-    DenseWeight, DeviceForm, Mask, Pattern, Sparse, Stored as OnDevice, Weight, check_linear,
+    DenseWeight, DeviceForm, Mask, Pattern, Sparse, Stored as OnDevice, Weight, all_bf16,
+    check_linear,
 };
 use crate::quantization::config::{Typed, dtype_from_dict, dtype_to_dict};
 use crate::quantization::stored::Stored;
@@ -308,13 +309,12 @@ impl Weight for SemiStructuredWeight {
                 let stored = kernel::unpack_int4(q.as_slice()?, k);
                 let all = kernel::expanded(&stored, codes, (n, k), 8);
                 let scale = scale.as_slice::<f32>()?;
-                let is_bf16 = |v: &f32| half::bf16::from_f32(*v).to_f32().to_bits() == v.to_bits();
                 return Ok(Some(DeviceForm::Int4 {
                     q: all.chunks_exact(2).map(|pair| pair[0] | pair[1] << 4).collect(),
                     scale: scale.into(),
                     zero: vec![0.0; scale.len()].into(),
                     group_size: *group_size,
-                    bf16: scale.iter().all(is_bf16),
+                    bf16: all_bf16(scale),
                 }));
             }
         };
